@@ -1,0 +1,59 @@
+# Everything a newcomer needs: `make run` and `make test`. Each target sets up what it needs, once.
+#
+#   run     start in the foreground with the web chat      test    the test suite
+#   check   format, lint, types, import floors             exe     dist/spacebot, one file
+#   bench   print the figures                              clean   remove what was built here
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+MODEL  := .model/all-minilm-l6-v2/manifest.json
+PIP    := -m pip install --quiet --disable-pip-version-check --require-hashes
+
+.PHONY: run test test-all check exe smoke bench clean venv model
+
+run: venv model
+	@$(BIN)/python -m spacebot start --foreground
+
+test: venv model
+	@$(BIN)/python -m pytest -q
+
+check: venv
+	@$(BIN)/ruff format --check --quiet spacebot tests build || { echo "run: $(BIN)/ruff format spacebot tests build"; exit 1; }
+	@$(BIN)/ruff check --quiet spacebot tests build
+	@$(BIN)/flake8 --select ASYNC --ignore ASYNC109,ASYNC900 spacebot
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+exe: venv model
+	@$(BIN)/python build/executable/make.py
+
+smoke: exe
+	@SPACEBOT_EXE=$(CURDIR)/dist/spacebot $(BIN)/python -m pytest -q tests/executable
+
+bench: venv model
+	@$(BIN)/python -m tests.bench
+
+venv: $(BIN)/.ready
+
+$(BIN)/.ready: build/requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Spacebot needs Python 3.11, 3.12 or 3.13; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "setting up $(VENV) (once, a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP) -r build/requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+model: $(MODEL)
+
+$(MODEL): build/model/export.py build/requirements/model.txt
+	@echo "making the embedding model (once, a minute)"
+	@$(PYTHON) -m venv .venv-model
+	@.venv-model/bin/python $(PIP) -r build/requirements/model.txt
+	@.venv-model/bin/python build/model/export.py --output $(dir $(MODEL))
+	@rm -rf .venv-model
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-model .model .freeze dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
