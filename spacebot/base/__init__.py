@@ -1,0 +1,1 @@
+"""Words everybody uses: ids, errors, time, events, the supervision tree."""

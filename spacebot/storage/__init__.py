@@ -1,0 +1,1 @@
+"""Bytes on disk: one writer per SQLite file."""
