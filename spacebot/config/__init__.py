@@ -1,0 +1,1 @@
+"""The owner's wishes: config.toml and its live snapshot."""

@@ -1,0 +1,570 @@
+"""From `config.toml` and the environment to a `Config`.
+
+Unknown keys are warnings, because a file may be older or newer than the program; wrong values are errors, all of
+them told at once. Precedence, field by field: agent, `[defaults]`, environment, built-in default.
+
+Flow:    read_source -> _Reader.read (resolve strings, sort keys, merge, validate) -> LoadedConfig
+Floor:   config; may import base
+Source:  control spec 1.3, 1.5, 1.8 and 1.10
+"""
+
+import difflib
+import hashlib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from spacebot.base.errors import ConfigError
+from spacebot.base.redaction import register_secret
+from spacebot.config.model import (
+    AgentConfig,
+    AgentSettings,
+    ApiConfig,
+    ApiType,
+    Config,
+    LlmConfig,
+    ProviderConfig,
+    RoutingConfig,
+)
+from spacebot.config.provider_table import ProviderEntry, provider_table
+from spacebot.config.wording import brief, in_plain_words, quote
+
+Table = dict[str, Any]
+KeyPath = tuple[str | int, ...]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+DEMO = "demo"
+MAX_FILE_BYTES = 4_000_000  # a configuration is kilobytes; more is a mistaken path
+
+# Tables and keys that belong to the file's format and have no effect yet.
+_UNUSED_TOP = frozenset({"messaging", "bindings", "mcp_servers", "metrics", "telemetry"})
+_UNUSED_AGENT = frozenset(
+    {
+        "cortex", "browser", "opencode", "memory_persistence", "ingestion", "mcp", "permissions", "brave_search_key",
+        "routing_profile",
+    }
+)  # fmt: skip
+_UNUSED_LLM = frozenset({"kilo_key", "opencode_go_key", "minimax_cn_key", "github_copilot_key"})
+_UNUSED_ROUTING = frozenset({"voice", "prompt_routing"}) | {
+    f"{process}_thinking_effort" for process in ("channel", "branch", "worker", "compactor", "cortex")
+}
+_UNUSED_API_TYPES = frozenset({"openai_responses", "gemini", "kilo_gateway", "azure"})
+_ROLES = ("channel", "branch", "worker", "compactor", "cortex")
+_ROLES_BY_VARIABLE = {  # the narrower variable wins: later entries overwrite earlier ones
+    "SPACEBOT_MODEL": _ROLES,
+    "SPACEBOT_CHANNEL_MODEL": ("channel", "branch"),
+    "SPACEBOT_WORKER_MODEL": ("worker", "compactor", "cortex"),
+}
+_SECRET_KEY = re.compile(r"(?:^|_)(?:key|token|secret|password|authorization)$", re.IGNORECASE)
+_PROVIDER_ID = re.compile(r"[^\s/]{1,64}")
+_TOML_PLACE = re.compile(r"^(?P<what>.*) \(at (?:line (?P<line>\d+), column \d+|end of document)\)$", re.DOTALL)
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedConfig:
+    """A configuration that is valid, with what the owner should know about it."""
+
+    config: Config
+    warnings: tuple[str, ...]
+    content_hash: str  # SHA-256 of the file in hex; empty when there is no file
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file as it was read; `tables` is empty and `content_hash` too when it does not exist."""
+
+    path: Path
+    tables: Table
+    content_hash: str
+
+
+def load_config(
+    path: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    resolve_secret: Callable[[str], str | None] = lambda name: None,
+) -> LoadedConfig:
+    """Read the owner's file; without one the environment alone decides.
+
+    Args:
+        environ: the environment; None means that of the program.
+        resolve_secret: gives the value behind `secret:NAME`, or None.
+
+    Errors: ConfigError that names the file, every wrong key, its value (secrets masked) and what is allowed.
+    """
+    return _Reader(read_source(path), os.environ if environ is None else environ, resolve_secret).read()
+
+
+def read_source(path: Path) -> Source:
+    """Read and parse the file.
+
+    Errors: ConfigError when it cannot be read, is not UTF-8 or is not TOML.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            what = "a directory" if path.is_dir() else "not a regular file"
+            raise ConfigError(f"{path} is {what}; name the configuration file itself")
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        return Source(path, {}, "")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; that is no configuration file")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}, line {line}: not UTF-8 text; save the file in that encoding") from error
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(_syntax_message(path, str(error), text)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply") from error
+    return Source(path, tables, hashlib.sha256(raw).hexdigest())
+
+
+def _syntax_message(path: Path, message: str, text: str) -> str:
+    found = _TOML_PLACE.match(message)
+    if found is None:
+        return f"{path} is not valid TOML: {message}"
+    line = found["line"] or str(max(1, len(text.splitlines())))
+    return f"{path}, line {line}: not valid TOML: {found['what']}"
+
+
+class _Reader:
+    """One reading of one file: gathers warnings and problems on the way."""
+
+    def __init__(self, source: Source, environ: Mapping[str, str], resolve_secret: Callable[[str], str | None]) -> None:
+        self._source = source
+        self._environ = environ
+        self._resolve_secret = resolve_secret
+        self._warnings: dict[str, None] = {}  # in order, each once
+        self._problems: dict[str, None] = {}
+        self._references: dict[KeyPath, str] = {}  # values that were given as env: or secret:
+        self._unresolved: dict[KeyPath, str] = {}  # those of them that led nowhere, with the reason
+        self._agent_names: dict[int, str] = {}
+
+    def read(self) -> LoadedConfig:
+        try:
+            top = self._resolve_table(self._source.tables, (), quiet=False)
+        except RecursionError as error:
+            raise ConfigError(f"{self._source.path} is nested too deeply") from error
+        known = self._known_keys(top, {"api", "llm", "defaults", "agents"}, _UNUSED_TOP, ())
+        api = self._validate(ApiConfig, self._table(known, "api", (), ApiConfig), ("api",))
+        llm = self._read_llm(self._subtable(known, "llm", ()))
+        agents = self._read_agents(known)
+        if not self._problems:
+            self._check_routes(agents, llm)
+            self._report_unresolved()
+        if self._problems:
+            raise ConfigError(self._summary())
+        assert api is not None
+        config = Config(api=api, llm=llm, agents=tuple(agents))
+        return LoadedConfig(config=config, warnings=tuple(self._warnings), content_hash=self._source.content_hash)
+
+    # Values
+
+    def _resolve_table(self, table: Table, path: KeyPath, *, quiet: bool) -> Table:
+        """Copy a table with `env:` and `secret:` values filled in and absent ones left out."""
+        result: Table = {}
+        for key, value in table.items():
+            is_quiet = quiet or (not path and key in _UNUSED_TOP)
+            resolved = self._resolve(value, (*path, key), quiet=is_quiet)
+            if resolved is not _ABSENT:
+                result[key] = resolved
+        return result
+
+    def _resolve(self, value: Any, path: KeyPath, *, quiet: bool) -> Any:
+        if isinstance(value, dict):
+            return self._resolve_table(value, path, quiet=quiet)
+        if isinstance(value, list):
+            items = (self._resolve(item, (*path, i), quiet=quiet) for i, item in enumerate(value))
+            return [item for item in items if item is not _ABSENT]
+        if not isinstance(value, str):
+            return value
+        is_reference = value.startswith(("env:", "secret:"))
+        text: str | None = self._resolve_text(value.strip(), path, quiet=quiet) if is_reference else value or None
+        if text and _is_secret(path):
+            register_secret(text)
+        return _ABSENT if text is None else text
+
+    def _resolve_text(self, reference: str, path: KeyPath, *, quiet: bool) -> str | None:
+        kind, _, name = reference.partition(":")
+        self._references[path] = reference
+        if kind == "env":
+            if value := self._environ.get(name, "").strip():
+                return value
+            reason = f"environment variable {name} is not set"
+        else:
+            if value := self._resolve_secret(name):
+                register_secret(value)
+                return value
+            reason = f"the secret store has no {name!r}"
+        if not quiet:
+            self._unresolved[path] = reason
+        return None
+
+    # Keys
+
+    def _known_keys(self, table: Table, known: Iterable[str], unused: Iterable[str], path: KeyPath) -> Table:
+        """Keep the keys that have a meaning; warn about the others."""
+        known, unused = frozenset(known), frozenset(unused)
+        kept: Table = {}
+        for key, value in table.items():
+            if key in known:
+                kept[key] = value
+            elif key in unused:
+                self._warn_unused(value, (*path, key))
+            else:
+                self._warn(f"unknown key '{self._name((*path, key))}' is ignored{_suggest(key, known | unused, path)}")
+        return kept
+
+    def _warn_unused(self, value: Any, path: KeyPath) -> None:
+        places = [(*path, key) for key in value] if path == ("messaging",) and isinstance(value, dict) else [path]
+        for place in places:
+            what = "table" if isinstance(value, dict | list) else "key"
+            self._warn(f"{what} '{self._name(place)}' has no effect in this version")
+
+    def _sort_keys(self, table: Table, model: type[BaseModel], path: KeyPath) -> Table:
+        """`_known_keys` for a model's table and the tables inside it."""
+        unused: frozenset[str] = frozenset()
+        if issubclass(model, AgentSettings):
+            unused = _UNUSED_AGENT | ({"cron"} if model is AgentConfig else set())
+        elif model is RoutingConfig:
+            unused = _UNUSED_ROUTING
+        kept = self._known_keys(table, model.model_fields, unused, path)
+        for key, value in kept.items():
+            inner = model.model_fields[key].annotation
+            if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
+                kept[key] = self._sort_keys(value, inner, (*path, key))
+        return kept
+
+    def _table(self, tables: Table, key: str, path: KeyPath, model: type[BaseModel]) -> Table:
+        return self._sort_keys(self._subtable(tables, key, path), model, (*path, key))
+
+    def _subtable(self, tables: Table, key: str, path: KeyPath) -> Table:
+        value = tables.get(key, {})
+        if isinstance(value, dict):
+            return value
+        self._problem((*path, key), f"must be a table: [{self._name((*path, key))}]", value)
+        return {}
+
+    # Parts
+
+    def _read_llm(self, llm: Table) -> LlmConfig:
+        builtin = provider_table()
+        shorthand = {entry.key for entry in builtin.values()} | {entry.url_key for entry in builtin.values()}
+        explicit, rest = self._explicit_providers(llm)
+        keys = self._known_keys(rest, {key for key in shorthand if key}, _UNUSED_LLM, ("llm",))
+        providers: dict[str, ProviderConfig | None] = {}
+        for entry in builtin.values():
+            if entry.id not in explicit:
+                providers[entry.id] = self._shorthand_provider(entry, keys)
+        for provider_id, (path, raw) in explicit.items():
+            providers[provider_id] = self._explicit_provider(provider_id, builtin.get(provider_id), raw, path)
+        places = {provider_id: i for i, provider_id in enumerate(builtin) if provider_id != DEMO}
+        in_order = sorted(providers, key=lambda name: (places.get(name, len(places)), name == DEMO))
+        usable = {name: provider for name in in_order if (provider := providers[name]) is not None}
+        if DEMO not in usable:
+            usable[DEMO] = ProviderConfig(api_type=ApiType.DEMO)
+        return LlmConfig(provider=usable)
+
+    def _explicit_providers(self, llm: Table) -> tuple[dict[str, tuple[KeyPath, Table]], Table]:
+        """Split `[llm]` into the tables of providers, in all accepted spellings, and the other keys."""
+        found: dict[str, tuple[KeyPath, Table]] = {}
+        rest: Table = {}
+        for key, value in llm.items():
+            if key not in ("provider", "providers") and not key.startswith("provider."):
+                rest[key] = value
+                continue
+            tables = {key.removeprefix("provider."): value} if key.startswith("provider.") else value
+            prefix: KeyPath = ("llm", key)
+            if not isinstance(tables, dict):
+                self._problem(prefix, f"must hold tables: [llm.{key}.<id>]", tables)
+                continue
+            for name, table in tables.items():
+                path = prefix if key.startswith("provider.") else (*prefix, name)
+                provider_id = name.lower()
+                if not isinstance(table, dict):
+                    self._problem(path, f"must be a table: [llm.provider.{name}]", table)
+                elif not _PROVIDER_ID.fullmatch(provider_id):
+                    self._problem(path, "a provider's id has 1 to 64 characters without blanks and '/'")
+                elif provider_id in found:
+                    self._problem(path, f"provider {provider_id!r} is configured twice; keep one of the tables")
+                else:
+                    found[provider_id] = (path, table)
+        return found, rest
+
+    def _shorthand_provider(self, entry: ProviderEntry, keys: Table) -> ProviderConfig | None:
+        """A built-in provider whose key or address is given in `[llm]` or the environment."""
+        key = self._key_of(entry, keys.get(entry.key) if entry.key else None)
+        url, url_place = keys.get(entry.url_key or ""), ("llm", entry.url_key or "")
+        if url is None and entry.url_env and (url := self._environ.get(entry.url_env)):
+            url_place = ("", entry.url_env)
+        reason = self._unresolved.pop(("llm", entry.key or ""), None)
+        self._unresolved.pop(("llm", entry.url_key or ""), None)
+        if key is None and (entry.needs_key or not url) and entry.id != DEMO:
+            if reason is not None:
+                self._warn(f"provider {entry.id!r} is disabled: llm.{entry.key} is given, but {reason}")
+            return None
+        table = {"api_type": entry.api_type, "name": entry.name, "api_key": key}
+        table["base_url"] = _clean_url(url or entry.base_url, entry.api_type, entry)
+        renamed = {"base_url": url_place, "api_key": ("llm", entry.key or "")}
+        return self._validate(ProviderConfig, table, ("llm", entry.id), renamed=renamed)
+
+    def _key_of(self, entry: ProviderEntry | None, given: Any) -> Any:
+        if given is None and entry is not None and entry.env and (given := self._environ.get(entry.env, "").strip()):
+            register_secret(given)
+        return given or None
+
+    def _explicit_provider(
+        self, provider_id: str, entry: ProviderEntry | None, raw: Table, path: KeyPath
+    ) -> ProviderConfig | None:
+        """One provider's own table, with what is known of a built-in one filled in; None when it is disabled."""
+        unused = ("api_version", "deployment")
+        table = self._known_keys(raw, ProviderConfig.model_fields, unused, path)
+        api_type = table.get("api_type")
+        if isinstance(api_type, str) and api_type in _UNUSED_API_TYPES:
+            self._warn(f"provider {provider_id!r} is disabled: api_type {api_type!r} has no effect in this version")
+            return None
+        if entry is not None:
+            table = {"api_type": entry.api_type, "base_url": entry.base_url, "name": entry.name} | table
+        key_path = (*path, "api_key")
+        reason = self._unresolved.pop(key_path, None)
+        key = self._key_of(entry, table.get("api_key"))
+        if key is None and (reason is not None or (entry is not None and entry.needs_key)):
+            reason = reason or "it has no api_key"
+            self._warn(f"provider {provider_id!r} is disabled: {reason}")
+            return None
+        if key is not None:
+            table["api_key"] = key
+        if "base_url" in table:
+            table["base_url"] = _clean_url(table["base_url"], table.get("api_type"), entry)
+        elif table.get("api_type") != ApiType.DEMO:
+            self._problem((*path, "base_url"), "is missing; give the address of the provider")
+        return self._validate(ProviderConfig, table, path)
+
+    def _read_agents(self, known: Table) -> list[AgentConfig]:
+        defaults = self._table(known, "defaults", (), AgentSettings)
+        routing = self._routing_from_environment()
+        base = merge({"routing": routing}, defaults) if routing else defaults
+        self._validate(AgentSettings, base, ("defaults",))
+        defaults_are_sound = not self._problems
+        entries = known.get("agents") or [{"id": "main", "default": True}]
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            self._problem(("agents",), "must be a list of tables; write [[agents]] with two brackets")
+            return []
+        agents: list[AgentConfig] = []
+        for i, entry in enumerate(entries):
+            if isinstance(entry.get("id"), str):
+                self._agent_names[i] = brief(entry["id"])[1:-1]
+            path: KeyPath = ("agents", i)
+            own = self._sort_keys(entry, AgentConfig, path)
+            agent = self._validate(AgentConfig, merge(base, own), path, own=None if defaults_are_sound else own)
+            if agent is not None:
+                agents.append(self._finish_agent(agent, path))
+        self._check_agents(entries)
+        return agents
+
+    def _routing_from_environment(self) -> Table:
+        routing: Table = {}
+        for variable, roles in _ROLES_BY_VARIABLE.items():
+            if model := self._environ.get(variable):
+                routing.update(dict.fromkeys(roles, model))
+        return routing
+
+    def _finish_agent(self, agent: AgentConfig, path: KeyPath) -> AgentConfig:
+        """Make the workspace an absolute path."""
+        if agent.workspace is None:
+            return agent
+        try:
+            workspace = agent.workspace.expanduser()
+        except RuntimeError:
+            self._problem((*path, "workspace"), "names a home directory that does not exist", str(agent.workspace))
+            return agent
+        return agent.model_copy(update={"workspace": self._source.path.parent / workspace})
+
+    # Checks across tables
+
+    def _check_agents(self, entries: list[Table]) -> None:
+        ids = [entry["id"] for entry in entries if isinstance(entry.get("id"), str)]
+        for repeated in sorted({agent_id for agent_id in ids if ids.count(agent_id) > 1}):
+            self._problem(("agents",), f"two agents have the id {repeated!r}; every agent needs its own")
+        flagged = [
+            self._agent_names.get(i, f"#{i + 1}") for i, entry in enumerate(entries) if entry.get("default") is True
+        ]
+        if len(flagged) > 1:
+            self._problem(("agents",), f"{' and '.join(flagged)} have default = true; only one agent can")
+
+    def _check_routes(self, agents: list[AgentConfig], llm: LlmConfig) -> None:
+        """Warn once about each provider that routes name and that cannot be used."""
+        users: dict[str, dict[str, None]] = {}
+        for agent in agents:
+            for place, model in _routes(agent.routing):
+                prefix = model.partition("/")[0].lower() if "/" in model else "anthropic"
+                entry = provider_table().get(prefix)
+                by_way = entry is not None and entry.openrouter is not None and "openrouter" in llm.provider
+                if prefix not in llm.provider and not by_way:
+                    users.setdefault(prefix, {})[f"{place} = {model!r}"] = None
+            for circle in _circles(agent.routing.fallbacks):
+                self._warn(f"routing.fallbacks lead round in a circle: {' -> '.join(circle)}")
+        for prefix, places in users.items():
+            entry = provider_table().get(prefix)
+            remedy = f"set llm.{entry.key} or {entry.env}" if entry and entry.key else f"add [llm.provider.{prefix}]"
+            self._warn(f"provider {prefix!r} is not usable, but {', '.join(places)} need it; {remedy}")
+
+    def _report_unresolved(self) -> None:
+        for path, reason in self._unresolved.items():
+            self._warn(f"'{self._name(path)}' is left out: {reason}")
+
+    # Reports
+
+    def _validate(
+        self,
+        model: type[ModelT],
+        table: Table,
+        path: KeyPath,
+        *,
+        own: Table | None = None,
+        renamed: Mapping[str, KeyPath] = MappingProxyType({}),
+    ) -> ModelT | None:
+        """Build a model; its problems are noted, None means that there were some.
+
+        Args:
+            own: only problems of keys in this table are news; those of inherited ones are noted already.
+            renamed: where the owner wrote a field, when it was not under the field's own name.
+        """
+        try:
+            return model.model_validate(table)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                place = tuple(details["loc"])
+                if own is None or _has(own, place):
+                    is_whole = isinstance(details["input"], dict) or details["type"] == "missing"
+                    shown = _ABSENT if is_whole else details["input"]
+                    wrong = renamed.get(str(place[0]) if place else "", (*path, *place))
+                    self._problem(wrong, in_plain_words(details), shown)
+            return None
+
+    def _name(self, path: KeyPath) -> str:
+        """A key path for people: `agents[my-agent].max_turns`."""
+        text = ""
+        for i, part in enumerate(path):
+            if part == "":
+                continue  # the place is an environment variable
+            if isinstance(part, int):
+                shown = self._agent_names.get(part, f"#{part + 1}") if path[:i] == ("agents",) else f"#{part + 1}"
+                text += f"[{shown}]"
+            else:
+                plain = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else quote(part)
+                text += f".{plain}" if text else plain
+        return text
+
+    def _warn(self, message: str) -> None:
+        self._warnings[f"{self._source.path}: {message}" if self._source.content_hash else message] = None
+
+    def _problem(self, path: KeyPath, message: str, value: Any = _ABSENT) -> None:
+        shown = ""
+        if path in self._references:
+            shown = f" = {self._references[path]!r}"
+        elif value is not _ABSENT:
+            shown = " = (hidden)" if _is_secret(path) else f" = {brief(value)}"
+        self._problems[f"{self._name(path)}{shown}: {message}"] = None
+
+    def _summary(self) -> str:
+        lines = list(self._problems)
+        where = str(self._source.path) if self._source.content_hash else "the environment"
+        if len(lines) == 1:
+            return f"{where}: {lines[0]}"
+        return "\n  ".join([f"{where} has {len(lines)} problems:", *lines])
+
+
+def merge(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> Table:
+    """Lay one table over another, field by field; only a `fallbacks` map is replaced as a whole."""
+    result = dict(lower)
+    for key, value in higher.items():
+        below = result.get(key)
+        is_map = isinstance(value, dict) and isinstance(below, dict) and key != "fallbacks"
+        result[key] = merge(below, value) if is_map and isinstance(below, dict) else value
+    return result
+
+
+def _suggest(key: str, known: frozenset[str], path: KeyPath) -> str:
+    if near := difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6):
+        return f"; did you mean {near[0]!r}?"
+    elsewhere: Mapping[str, type[BaseModel]] = {"defaults": AgentSettings, "api": ApiConfig}
+    for table, model in elsewhere.items():
+        if key in model.model_fields and path != (table,):
+            return f"; it belongs into [{table}]"
+    return ""
+
+
+def _clean_url(url: Any, api_type: object, entry: ProviderEntry | None) -> Any:
+    """Drop what people paste too much: a slash at the end, and once the version that we add ourselves."""
+    if not isinstance(url, str):
+        return url  # the model says what is wrong with it
+    url = url.strip().rstrip("/")
+    if api_type in (ApiType.OPENAI_COMPLETIONS, ApiType.ANTHROPIC):
+        url = url.removesuffix("/v1")
+        if entry is not None and not entry.needs_key:
+            url = url.removesuffix("/api")
+    return url.rstrip("/")
+
+
+def _routes(routing: RoutingConfig) -> Iterator[tuple[str, str]]:
+    """Every model that an agent's routes name, with its place."""
+    models = (routing.channel, routing.branch, routing.worker, routing.compactor, routing.cortex)
+    for role, named in zip(_ROLES, models, strict=True):
+        if named is not None:
+            yield f"routing.{role}", named
+    for task, model in routing.task_overrides.items():
+        yield f"routing.task_overrides.{task}", model
+    for first, chain in routing.fallbacks.items():
+        for model in chain:
+            yield f"routing.fallbacks.{quote(first)}", model
+
+
+def _circles(fallbacks: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
+    """Chains of first fallbacks that come back to where they began, each once."""
+    told: set[frozenset[str]] = set()
+    for start in fallbacks:
+        path = [start]
+        stack = [iter(fallbacks[start])]
+        seen = {start}
+        while stack:
+            model = next(stack[-1], None)
+            if model is None:
+                stack.pop()
+                path.pop()
+            elif model == start:
+                if (members := frozenset(path)) not in told:
+                    told.add(members)
+                    yield [*path, start]
+            elif model in fallbacks and model not in seen:
+                seen.add(model)
+                path.append(model)
+                stack.append(iter(fallbacks[model]))
+
+
+def _has(table: Any, path: KeyPath) -> bool:
+    for part in path:
+        if not (part in table if isinstance(table, dict) else isinstance(part, int) and isinstance(table, list)):
+            return False
+        table = table[part]
+    return bool(path)
+
+
+def _is_secret(path: KeyPath) -> bool:
+    name = next((part for part in reversed(path) if isinstance(part, str)), "")
+    return _SECRET_KEY.search(name) is not None

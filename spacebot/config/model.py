@@ -1,0 +1,221 @@
+"""Every table of `config.toml` as a frozen model: defaults and units beside each field.
+
+The models hold values only. Reading the file, `env:` values and helpful errors are `load.py`'s work.
+An agent's own tables are merged over `[defaults]` field by field before they become models.
+
+Floor:  config; may import base
+Source: control spec 1.4 to 1.5
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from spacebot.base.clock import parse_zone
+from spacebot.base.errors import ConfigError
+from spacebot.base.ids import parse_agent_id
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """Let pydantic gather our own errors like all others."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ApiConfig(_Table):
+    """`[api]`: the HTTP face."""
+
+    enabled: bool = True
+    port: int = Field(default=5738, ge=0, le=65535)  # 0 lets the system choose
+    bind: str = "127.0.0.1"
+    auth_token: SecretStr | None = None
+    allowed_origins: tuple[str, ...] = ()  # pages of other sites that may embed the web chat
+
+    @field_validator("bind")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        value = value.removeprefix("[").removesuffix("]")  # ::1 as people write it in URLs
+        if value != "localhost":
+            try:
+                ip_address(value)
+            except ValueError as error:
+                raise ValueError("must be an IP address such as 127.0.0.1 or ::1, or 'localhost'") from error
+        return value
+
+    @model_validator(mode="after")
+    def _open_needs_token(self) -> Self:
+        if self.enabled and not self.is_loopback and self.auth_token is None:
+            raise ValueError("a bind other than loopback needs api.auth_token, or anybody could command the agent")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return self.bind == "localhost" or ip_address(self.bind).is_loopback
+
+
+class ApiType(StrEnum):
+    """Wire formats that providers speak."""
+
+    ANTHROPIC = "anthropic"
+    OPENAI_COMPLETIONS = "openai_completions"  # base_url is the root, /v1/chat/completions is added
+    OPENAI_CHAT_COMPLETIONS = "openai_chat_completions"  # base_url is versioned already, /chat/completions is added
+    DEMO = "demo"  # the built-in rule-based model
+
+
+class ProviderConfig(_Table):
+    """`[llm.provider.<id>]`: a host of models."""
+
+    api_type: ApiType
+    base_url: str = ""
+    api_key: SecretStr | None = None
+    name: str | None = None
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        value = value.rstrip("/")
+        try:
+            parts = urlsplit(value)
+            _ = parts.port
+        except ValueError as error:
+            raise ValueError("must be an absolute http or https URL") from error
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("must be an absolute http or https URL")
+        return value
+
+
+class LlmConfig(_Table):
+    """`[llm]`: which providers may be used; shorthand keys have become providers by the time this exists."""
+
+    provider: dict[str, ProviderConfig] = {}
+
+
+class RoutingConfig(_Table):
+    """`[defaults.routing]`: which model serves which process. None means: chosen from the configured providers."""
+
+    channel: ModelName | None = None
+    branch: ModelName | None = None
+    worker: ModelName | None = None
+    compactor: ModelName | None = None
+    cortex: ModelName | None = None
+    task_overrides: dict[str, ModelName] = {}
+    fallbacks: dict[ModelName, tuple[ModelName, ...]] = {}
+    rate_limit_cooldown_secs: float = Field(default=60, ge=0)
+
+
+class CoalesceConfig(_Table):
+    """`[defaults.coalesce]`: when several quick messages become one turn. Process spec 4.3."""
+
+    enabled: bool = True
+    debounce_ms: int = Field(default=1000, ge=0, le=60_000)  # silence that ends a batch; restarts with each message
+    max_wait_ms: int = Field(default=5000, ge=0, le=600_000)  # ceiling, from the first message's arrival
+    min_messages: int = Field(default=2, ge=1)  # from this size on, the ceiling applies
+    multi_user_only: bool = True  # never make a direct chat wait
+
+
+class CompactionConfig(_Table):
+    """`[defaults.compaction]`: shares of the context window at which history is shortened."""
+
+    background_threshold: Fraction = 0.80
+    aggressive_threshold: Fraction = 0.85
+    emergency_threshold: Fraction = 0.95
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.background_threshold < self.aggressive_threshold < self.emergency_threshold:
+            raise ValueError("must rise: background_threshold < aggressive_threshold < emergency_threshold")
+        return self
+
+
+class WorkerConfig(_Table):
+    """`[defaults.worker]`: patience with workers, in seconds."""
+
+    wall_clock_timeout_secs: float = Field(default=1800, gt=0)  # active work only; waiting for input does not count
+    idle_timeout_secs: float = Field(default=3600, gt=0)  # an interactive worker without input is retired as done
+    context: Literal["clean", "fork"] = "clean"  # fork: workers see the conversation
+
+
+class SandboxConfig(_Table):
+    """`[defaults.sandbox]`: containment of what workers run. Tools spec 15."""
+
+    mode: Literal["enabled", "disabled"] = "enabled"
+    writable_paths: tuple[Path, ...] = ()
+    passthrough_env: tuple[str, ...] = ()
+
+
+class WorkerLogMode(StrEnum):
+    """Which workers leave a log file."""
+
+    ERRORS_ONLY = "errors_only"
+    ALL_SEPARATE = "all_separate"
+    ALL_COMBINED = "all_combined"
+
+
+class AgentSettings(_Table):
+    """What `[defaults]` holds and an agent may repeat."""
+
+    max_concurrent_branches: int = Field(default=5, ge=1, le=1000)  # per channel
+    max_concurrent_workers: int = Field(default=5, ge=1, le=1000)  # per channel
+    max_turns: int = Field(default=5, ge=1, le=1000)  # model calls in one channel turn
+    branch_max_turns: int = Field(default=50, ge=1, le=1000)  # model calls of one branch
+    context_window: int = Field(default=128_000, ge=4000)  # tokens
+    history_backfill_count: int = Field(default=50, ge=0, le=200)
+    user_timezone: str | None = None  # IANA name; None is the machine's zone
+    worker_log_mode: WorkerLogMode = WorkerLogMode.ERRORS_ONLY
+    routing: RoutingConfig = RoutingConfig()
+    coalesce: CoalesceConfig = CoalesceConfig()
+    compaction: CompactionConfig = CompactionConfig()
+    worker: WorkerConfig = WorkerConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+
+    @field_validator("user_timezone")
+    @classmethod
+    def _is_zone(cls, value: str | None) -> str | None:
+        if value is not None:
+            with _as_value_error():
+                parse_zone(value)
+        return value
+
+
+class AgentConfig(AgentSettings):
+    """`[[agents]]`: one agent, with `[defaults]` already merged in."""
+
+    id: str
+    default: bool = False
+    workspace: Path | None = None  # relative ones count from the file's folder
+
+    @field_validator("id")
+    @classmethod
+    def _is_id(cls, value: str) -> str:
+        with _as_value_error():
+            return parse_agent_id(value)
+
+
+class Config(_Table):
+    """The whole file."""
+
+    api: ApiConfig = ApiConfig()
+    llm: LlmConfig = LlmConfig()
+    agents: tuple[AgentConfig, ...] = (AgentConfig(id="main", default=True),)
+
+    @property
+    def default_agent(self) -> AgentConfig:
+        """The agent that answers where no binding says otherwise: the flagged one, else the first."""
+        return next((agent for agent in self.agents if agent.default), self.agents[0])

@@ -1,0 +1,144 @@
+"""What every dialect takes and offers: the one border between the program and wire formats.
+
+Flow:   manager -> Dialect.complete(request, target) -> deltas, ModelReply
+Floor:  llm; may import base, config
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from spacebot.config.model import ApiType
+from spacebot.config.provider_table import ProviderEntry
+from spacebot.llm.messages import FinishReason, JsonObject, ModelReply, ModelRequest, OnDelta, ToolSpec
+
+# Control characters inside strings are accepted: models send them unescaped. NaN and Infinity are no JSON.
+_LENIENT = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
+_TOOLS_KEPT = 256  # sets of tools whose wire form is kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One model at one provider, ready to be asked.
+
+    Args:
+        model: full name as the owner writes it, `provider/model`; the key of cooldowns and ceilings.
+        wire_model: what the provider calls it.
+        entry: the provider's peculiarities.
+    """
+
+    model: str
+    wire_model: str
+    provider: str
+    api_type: ApiType
+    base_url: str
+    api_key: str
+    entry: ProviderEntry
+
+
+class Dialect(Protocol):
+    """A wire format. `is_loaded` says that no import is left to do."""
+
+    is_loaded: bool
+
+    def load(self) -> None:
+        """Import the vendor's library; slow, runs in a worker thread, once."""
+        ...
+
+    async def complete(self, request: ModelRequest, target: Target, on_delta: OnDelta) -> ModelReply:
+        """Ask once, without retries.
+
+        Errors: ModelError and its kinds.
+        Cancel: the connection is closed at once.
+        """
+        ...
+
+
+class StreamFaultError(Exception):
+    """The provider reported an error inside an open stream; `status_code` is its nearest HTTP status."""
+
+    def __init__(self, status_code: int, body: object) -> None:
+        super().__init__(str(body))
+        self.status_code = status_code
+        self.body = body
+
+
+class StreamCutError(Exception):
+    """The stream is unreadable or ended before its last event."""
+
+
+def parse_arguments(raw: str) -> JsonObject | None:
+    """Read a tool call's arguments; nothing means no arguments; None when they are no JSON object."""
+    if not raw.strip():
+        return {}
+    try:
+        value = _LENIENT.decode(raw)
+        if isinstance(value, str):  # some models quote their JSON twice
+            value = _LENIENT.decode(value)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def parse_event(data: bytes) -> dict[str, Any]:
+    """Read one event of a stream.
+
+    Errors: StreamCutError when it is no JSON object.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StreamCutError("it sent something that is no JSON") from error
+    if not isinstance(value, dict):
+        raise StreamCutError("it sent something that is no JSON object")
+    return value
+
+
+def to_json_bytes(value: object) -> bytes:
+    """JSON as it goes over the wire; lone surrogates, which UTF-8 cannot hold, become question marks."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain).encode("utf-8", "replace")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} cannot travel to a model")
+
+
+class ToolsCache:
+    """The wire form of sets of tools, by identity: schemas are large and never change."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int | bool, ...], tuple[tuple[ToolSpec, ...], bytes]] = {}
+
+    def get(self, tools: tuple[ToolSpec, ...], variant: int, render: "Render") -> bytes:
+        """The JSON of a set of tools; `variant` tells apart forms of the same set."""
+        key = (variant, *map(id, tools))
+        if (kept := self._kept.get(key)) is not None:
+            return kept[1]
+        if len(self._kept) >= _TOOLS_KEPT:
+            self._kept.clear()
+        data = to_json_bytes(render(tools))
+        self._kept[key] = (tools, data)  # holding the specs keeps their ids theirs
+        return data
+
+
+class Render(Protocol):
+    """Turns tools into their wire form."""
+
+    def __call__(self, tools: Sequence[ToolSpec], /) -> Sequence[object]: ...
+
+
+def splice(body: dict[str, object], name: str, value: bytes) -> bytes:
+    """The JSON of a body with one more field whose value is JSON already."""
+    return to_json_bytes(body)[:-1] + b',"' + name.encode() + b'":' + value + b"}"
+
+
+def finish_of(reason: FinishReason, *, has_calls: bool) -> FinishReason:
+    """Providers say `stop` beside tool calls and the reverse; the calls decide."""
+    if reason is FinishReason.STOP and has_calls:
+        return FinishReason.TOOL_CALLS
+    if reason is FinishReason.TOOL_CALLS and not has_calls:
+        return FinishReason.STOP
+    return reason

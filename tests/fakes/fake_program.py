@@ -1,0 +1,213 @@
+"""An agent without a mind: a real log and a real bus, and turns that a test plays by hand or by a script."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from spacebot.base.clock import Clock
+from spacebot.base.errors import ConfigError
+from spacebot.base.events import EventBus, EventKind, ProcessEvent
+from spacebot.base.ids import AgentId, ConversationId, MessageId, TurnId, new_uuid
+from spacebot.base.paths import package_file
+from spacebot.base.tree import Node, NodeKind, NodeState, Outcome, Tree
+from spacebot.conversations import Accepted, Conversations, LoggedMessage, TurnState
+from spacebot.messaging.messages import InboundMessage, OutboundKind
+from spacebot.storage.database import open_database
+
+
+class FakeAgent:
+    """One agent; `on_message` is called in a task of its own for each newly accepted message."""
+
+    def __init__(self, agent_id: str, conversations: Conversations, events: EventBus, tree: Tree) -> None:
+        self.id = AgentId(agent_id)
+        self.conversations = conversations
+        self.events = events
+        self.tree = tree
+        self.model_label = "demo/demo"
+        self.accepted: list[InboundMessage] = []
+        self.on_message: Callable[[InboundMessage, Accepted], Awaitable[None]] | None = None
+        self.finished: dict[str, list[dict[str, Any]]] = {}
+        self.nursery: trio.Nursery | None = None
+
+    async def accept(self, message: InboundMessage) -> Accepted:
+        accepted = await self.conversations.accept(message)
+        if accepted.is_new:
+            self.accepted.append(message)
+            self.emit(
+                EventKind.INBOUND_MESSAGE,
+                message.conversation_id,
+                message_id=accepted.message_id,
+                seq=accepted.seq,
+                sender_id=message.author.id,
+                sender_name=message.author.name,
+                text=message.text,
+                created_at="2026-03-01T12:00:00.000Z",
+            )
+            if self.on_message is not None and self.nursery is not None:
+                self.nursery.start_soon(self.on_message, message, accepted)
+        return accepted
+
+    def status_blocks(self) -> Mapping[str, Mapping[str, Any]]:
+        return {
+            channel_id: {"active_branches": [], "active_workers": [], "completed_items": items}
+            for channel_id, items in self.finished.items()
+        }
+
+    async def memory_stats(self) -> Mapping[str, Any]:
+        return {"total": 0}
+
+    def emit(self, event: EventKind, channel_id: str, **fields: Any) -> None:
+        """Send an event; not by `EventBus.emit`, whose first name `kind` is also the name of a field."""
+        self.events.send(ProcessEvent(kind=event, agent_id=self.id, channel_id=channel_id, fields=fields))
+
+    @asynccontextmanager
+    async def turn(
+        self,
+        channel_id: ConversationId,
+        *accepted: Accepted,
+        state: TurnState = TurnState.DONE,
+        reason: str | None = None,
+    ) -> AsyncIterator["FakeTurn"]:
+        """Play one turn: begun on entry, ended on exit; without messages it is one that relays results."""
+        turn_id = TurnId(new_uuid())
+        await self.conversations.begin_turn(
+            turn_id, channel_id, "messages" if accepted else "results", [a.message_id for a in accepted]
+        )
+        node = self.tree.add(NodeKind.TURN, "answering", node_id=turn_id, agent_id=self.id, channel_id=channel_id)
+        self.emit(EventKind.TYPING_STATE, channel_id, is_typing=True)
+        try:
+            yield FakeTurn(self, channel_id, turn_id, accepted[-1].message_id if accepted else None)
+        finally:
+            self.tree.remove(node)
+        self.emit(EventKind.TYPING_STATE, channel_id, is_typing=False)
+        await self.conversations.finish_turn(turn_id, state, channel_id=channel_id, detail=reason)
+        self.emit(
+            EventKind.TURN_ENDED,
+            channel_id,
+            turn_id=turn_id,
+            outcome=str(state),
+            last_seq=max((a.seq for a in accepted), default=None),
+            reason=reason,
+        )
+
+    async def run_worker(
+        self, channel_id: ConversationId, task: str, work: Callable[[Node], Awaitable[str]]
+    ) -> Outcome:
+        """Run a worker in the tree and tell of it on the bus."""
+        node = self.tree.add(NodeKind.WORKER, task, agent_id=self.id, channel_id=channel_id)
+        self.emit(EventKind.WORKER_STARTED, channel_id, worker_id=node.id, task=task)
+
+        async def settle(outcome: Outcome) -> None:
+            self.finished.setdefault(channel_id, []).append(
+                {"id": node.id, "item_type": "Worker", "description": task, "result_summary": outcome.text}
+            )
+            self.emit(
+                EventKind.WORKER_COMPLETED,
+                channel_id,
+                worker_id=node.id,
+                result=outcome.text,
+                state=str(outcome.state),
+            )
+
+        async def run() -> Outcome:
+            return Outcome(NodeState.DONE, await work(node))
+
+        return await self.tree.supervise(node, run, settle=settle)
+
+
+class FakeTurn:
+    """What a turn may say."""
+
+    def __init__(
+        self, agent: FakeAgent, channel_id: ConversationId, turn_id: TurnId, reply_to: MessageId | None
+    ) -> None:
+        self.agent = agent
+        self.channel_id = channel_id
+        self.id = turn_id
+        self.reply_to = reply_to
+
+    def delta(self, text: str) -> None:
+        """Show the whole text so far."""
+        self.agent.emit(
+            EventKind.OUTBOUND_DELTA, self.channel_id, turn_id=self.id, reply_to=self.reply_to, text=text
+        )
+
+    def tool(self, name: str) -> None:
+        """Tell of one tool call, begun and ended."""
+        fields = {"process_type": "channel", "process_id": self.id, "tool_name": name, "call_id": "c1"}
+        self.agent.emit(EventKind.TOOL_STARTED, self.channel_id, **fields)
+        self.agent.emit(EventKind.TOOL_COMPLETED, self.channel_id, is_error=False, **fields)
+
+    async def say(
+        self, text: str, kind: OutboundKind = OutboundKind.TEXT, *, announce: bool = True
+    ) -> LoggedMessage:
+        """Log a reply and announce it."""
+        row = await self.agent.conversations.record_reply(
+            self.id, self.channel_id, text, kind=kind, reply_to=self.reply_to
+        )
+        common = {"message_id": row.id, "seq": row.seq, "reply_to": self.reply_to}
+        if not announce:
+            return row
+        if kind is OutboundKind.REACTION:
+            self.agent.emit(EventKind.REACTION, self.channel_id, emoji=text, **common)
+        else:
+            self.agent.emit(
+                EventKind.OUTBOUND_MESSAGE,
+                self.channel_id,
+                text=text,
+                kind=str(kind),
+                turn_id=self.id,
+                created_at=row.created_at,
+                **common,
+            )
+        return row
+
+
+class FakeProgram:
+    """The program that owns the fake agents."""
+
+    def __init__(self, agents: Mapping[AgentId, FakeAgent], events: EventBus, tree: Tree) -> None:
+        self.agents = agents
+        self.events = events
+        self.tree = tree
+        self.default_agent_id = next(iter(agents))
+        self.visits = 0
+        self.stops: list[bool] = []
+        self.broken_prompt: str | None = None
+
+    @property
+    def main(self) -> FakeAgent:
+        """The default agent."""
+        return self.agents[self.default_agent_id]
+
+    async def reload_prompts(self) -> Sequence[str]:
+        if self.broken_prompt is not None:
+            raise ConfigError(self.broken_prompt)
+        return ["CHANNEL.md"]
+
+    def note_visitor(self) -> None:
+        self.visits += 1
+
+    def request_stop(self, *, restart: bool = False) -> None:
+        self.stops.append(restart)
+
+
+@asynccontextmanager
+async def open_fake_program(folder: Path, agent_ids: Sequence[str] = ("main",)) -> AsyncIterator[FakeProgram]:
+    """Open a program whose logs lie in `folder`; opened again on the same folder it has its past."""
+    events, tree, clock = EventBus(), Tree(), Clock()
+    async with AsyncExitStack() as stack:
+        agents: dict[AgentId, FakeAgent] = {}
+        for agent_id in agent_ids:
+            opening = open_database(folder / f"{agent_id}.db", package_file("storage", "sql"), clock)
+            agent = FakeAgent(agent_id, Conversations(await stack.enter_async_context(opening), clock), events, tree)
+            agents[agent.id] = agent
+        async with trio.open_nursery() as nursery:
+            for agent in agents.values():
+                agent.nursery = nursery
+            yield FakeProgram(agents, events, tree)
+            nursery.cancel_scope.cancel()
+        events.close()

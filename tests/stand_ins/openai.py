@@ -1,0 +1,105 @@
+"""A stand-in for providers that speak chat completions.
+
+Separate process for benchmarks: `python -m tests.stand_ins.openai --port 0 --latency 1.0` prints its port.
+"""
+
+import argparse
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from tests.stand_ins.serving import Answer, ModelStandIn, Reply, Respond, Use, serve_model
+
+ERROR_EVENT = b'data: {"error":{"message":"The server is overloaded","type":"overloaded_error","code":529}}\n\n'
+
+
+@asynccontextmanager
+async def serve_openai(
+    respond: Respond | Sequence[Reply],
+    *,
+    latency_s: float = 0,
+    one_write: bool = False,
+    port: int = 0,
+    keep: bool = True,
+) -> AsyncIterator[ModelStandIn]:
+    """Serve chat completions at any path."""
+    async with serve_model(
+        respond, render, ERROR_EVENT, latency_s=latency_s, one_write=one_write, port=port, keep=keep
+    ) as stand_in:
+        yield stand_in
+
+
+def render(answer: Answer) -> list[bytes]:
+    """An answer as stream events; the last three end it."""
+    events = [_choice({"role": "assistant", "content": ""})]
+    if answer.reasoning:
+        events.append(_choice({"reasoning_content": answer.reasoning}))
+    events += [_choice({"content": piece}) for piece in pieces(answer.text)]
+    for index, use in enumerate(answer.uses):
+        raw = use.arguments if isinstance(use.arguments, str) else json.dumps(use.arguments, ensure_ascii=False)
+        call_id = f"call_{index}" if use.id is None else use.id
+        function = {"name": use.name, "arguments": ""}
+        events.append(
+            _choice({"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]})
+        )
+        events += [
+            _choice({"tool_calls": [{"index": index, "function": {"arguments": piece}}]}) for piece in pieces(raw)
+        ]
+    finish = answer.finish or ("tool_calls" if answer.uses else "stop")
+    events.append(_choice({}, finish))
+    usage = {
+        "prompt_tokens": answer.input_tokens + answer.cached_tokens,
+        "completion_tokens": answer.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": answer.cached_tokens},
+    }
+    events.append(_event({"choices": [], "usage": usage}))
+    events.append(b"data: [DONE]\n\n")
+    return events
+
+
+def pieces(text: str, size: int = 6) -> list[str]:
+    """A text in small pieces, as models send it."""
+    return [text[i : i + size] for i in range(0, len(text), size)]
+
+
+def last_user_text(body: Any) -> str:
+    """The newest user text of a chat completion request."""
+    for message in reversed(body["messages"]):
+        if message["role"] == "user":
+            content = message["content"]
+            return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return ""
+
+
+def echo(body: Any) -> Answer:
+    """The answer of the benchmarks: a `reply` that repeats the last line, or words when there is no such tool."""
+    line = last_user_text(body).rstrip().rpartition("\n")[2][:200]
+    if any(tool["function"]["name"] == "reply" for tool in body.get("tools", ())):
+        return Answer(uses=(Use("reply", {"content": f"echo: {line}"}),))
+    return Answer(text=f"echo: {line}")
+
+
+def _choice(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    return _event({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+
+def _event(facts: dict[str, Any]) -> bytes:
+    facts = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "stand-in", **facts}
+    return b"data: " + json.dumps(facts, ensure_ascii=False).encode() + b"\n\n"
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(description="stand-in for an OpenAI-compatible provider")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    options = parser.parse_args()
+    async with serve_openai(echo, latency_s=options.latency, one_write=True, port=options.port, keep=False) as stand_in:
+        print(stand_in.url.rpartition(":")[2], flush=True)  # the starter reads the port
+        await trio.sleep_forever()
+
+
+if __name__ == "__main__":
+    trio.run(_main)
