@@ -1,0 +1,1 @@
+"""What an agent knows: a typed graph in SQLite with local embeddings."""

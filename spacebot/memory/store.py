@@ -1,0 +1,495 @@
+"""Rows and edges in SQLite, which is the truth.
+
+Every read that serves a conversation takes a viewer and filters in the statement itself.
+
+Flow:    MemoryStore.method -> Database.read or write -> rows -> Memory
+Floor:   memory; may import base, storage
+Source:  memory spec 2.3, 4, 5
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from spacebot.base.clock import Clock, from_text
+from spacebot.base.ids import MemoryId, is_uuid, new_uuid
+from spacebot.base.telemetry import kv
+from spacebot.memory.types import (
+    DEFAULT_IMPORTANCE,
+    RELATION_WEIGHT,
+    WALKED_THROUGH,
+    Association,
+    Memory,
+    MemoryType,
+    NewAssociation,
+    NewMemory,
+    Origin,
+    RelationType,
+    SortBy,
+    Viewer,
+)
+from spacebot.storage.database import Connection, Database, Row
+
+log = logging.getLogger(__name__)
+
+VISIBLE = "(:sees_all OR m.is_private = 0 OR m.channel_id = :channel OR m.owner = :owner)"
+COLUMNS = (
+    "m.id, m.content, m.memory_type, m.importance, m.created_at, m.updated_at, m.last_accessed_at, m.access_count, "
+    "m.source, m.channel_id, m.user_id, m.message_id, m.is_private, m.permanent"
+)
+UPDATED_FACTOR = 0.5  # what a newer version leaves of an older one's base importance; memory spec 6
+FINGERPRINT = 32  # hex digits
+_ORDER = {
+    SortBy.RECENT: "m.created_at DESC, m.id",
+    SortBy.IMPORTANCE: "m.importance DESC, m.created_at DESC, m.id",
+    SortBy.MOST_ACCESSED: "m.access_count DESC, m.created_at DESC, m.id",
+}
+_FULL_TEXT = (
+    "SELECT m.id FROM memories_fts f JOIN memories m ON m.seq = f.rowid "
+    f"WHERE memories_fts MATCH :terms AND m.forgotten = 0 AND {VISIBLE} "
+    "AND (:type IS NULL OR m.memory_type = :type) ORDER BY bm25(memories_fts), m.id LIMIT :limit"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inserted:
+    """What the transaction of a save did."""
+
+    memory: Memory
+    is_new: bool
+    needs_embedding: bool
+    skipped: tuple[str, ...] = ()
+    linked: tuple[Association, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Figures of the rows."""
+
+    by_type: Mapping[MemoryType, int]
+    private: int
+    embedded: int
+    associations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbourhood:
+    """Memories met on a walk with their scores, and which of the candidates have a newer version."""
+
+    walked: tuple[MemoryId, ...]  # best first, without the starting points
+    memories: Mapping[MemoryId, Memory]
+    updated: frozenset[MemoryId]
+
+
+class MemoryStore:
+    """Reads and writes of memories and edges."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def insert(
+        self, new: NewMemory, content: str, embedding: bytes | None, model: str, suggested: Sequence[Association]
+    ) -> Inserted:
+        """Save a memory, its vector and its edges in one transaction.
+
+        Args:
+            embedding: float32 of unit length; None when it could not be computed.
+            suggested: edges found by similarity; their source id is ignored.
+
+        When the same words are live already in the same scope, that memory is returned and nothing is added
+        but what it lacks: a vector, a higher importance, wanted edges.
+        """
+        now = self._clock.text()
+        return await self._database.write(
+            lambda connection: _insert(connection, new, content, embedding, model, suggested, now)
+        )
+
+    async def get(self, memory_id: str, viewer: Viewer) -> Memory | None:
+        """The live memory of this id, if the viewer may see it."""
+        return (await self.get_many([memory_id], viewer)).get(MemoryId(memory_id))
+
+    async def get_many(self, ids: Sequence[str], viewer: Viewer) -> dict[MemoryId, Memory]:
+        """The live memories of these ids that the viewer may see."""
+        return await self._database.read(lambda connection: load(connection, ids, viewer))
+
+    async def full_text(self, terms: str, viewer: Viewer, memory_type: MemoryType | None, limit: int) -> list[MemoryId]:
+        """Ids by bm25, best first; `terms` is an expression made by `search.match_expression`, never user text."""
+        parameters = {**scope(viewer), "terms": terms, "type": memory_type, "limit": limit}
+        rows = await self._database.read(lambda connection: connection.execute(_FULL_TEXT, parameters).fetchall())
+        return [MemoryId(row["id"]) for row in rows]
+
+    async def neighbourhood(
+        self, starts: Sequence[MemoryId], candidates: Iterable[MemoryId], viewer: Viewer, *, depth: int, limit: int
+    ) -> Neighbourhood:
+        """Walk the edges from `starts`, and load all candidates and all memories met, in one read.
+
+        A walk goes at most `depth` hops in both directions, on through `related_to` and `part_of` only. The score
+        of a memory is importance x weight x relation (memory spec 7.3); the best path counts.
+        """
+        wanted = list(candidates)
+
+        def read(connection: Connection) -> Neighbourhood:
+            scores, memories = _walk(connection, starts, viewer, depth)
+            ordered = sorted(scores, key=lambda key: (-scores[key], -memories[key].importance, key))[:limit]
+            memories = {**{key: memories[key] for key in ordered}, **load(connection, wanted, viewer)}
+            return Neighbourhood(
+                walked=tuple(ordered), memories=memories, updated=_updated(connection, list(memories), viewer)
+            )
+
+        return await self._database.read(read)
+
+    async def listing(
+        self, viewer: Viewer, *, sort_by: SortBy, limit: int, memory_type: MemoryType | None = None
+    ) -> tuple[list[Memory], int]:
+        """Live memories in an order, and how many there are in all."""
+        where = f"m.forgotten = 0 AND {VISIBLE} AND (:type IS NULL OR m.memory_type = :type)"
+        parameters = {**scope(viewer), "type": memory_type, "limit": limit}
+
+        def read(connection: Connection) -> tuple[list[Memory], int]:
+            rows = connection.execute(
+                f"SELECT {COLUMNS} FROM memories m WHERE {where} ORDER BY {_ORDER[sort_by]} LIMIT :limit", parameters
+            ).fetchall()
+            (total,) = connection.execute(f"SELECT count(*) FROM memories m WHERE {where}", parameters).fetchone()
+            return [to_memory(row) for row in rows], total
+
+        return await self._database.read(read)
+
+    async def for_prompt(self, viewer: Viewer, *, threshold: float, limit: int) -> list[Memory]:
+        """Identity first, then the most important; the oldest first among equals, so that the text rarely changes."""
+        statement = (
+            f"SELECT {COLUMNS} FROM memories m WHERE m.forgotten = 0 AND {VISIBLE} "
+            "AND (m.importance >= :threshold OR m.memory_type = 'identity') "
+            "ORDER BY m.memory_type = 'identity' DESC, m.importance DESC, m.created_at, m.id LIMIT :limit"
+        )
+        parameters = {**scope(viewer), "threshold": threshold, "limit": limit}
+        rows = await self._database.read(lambda connection: connection.execute(statement, parameters).fetchall())
+        return [to_memory(row) for row in rows]
+
+    async def associations(self, memory_id: str, viewer: Viewer) -> list[Association]:
+        """Edges of a memory in either direction whose other end the viewer may see."""
+        statement = (
+            "SELECT a.* FROM associations a JOIN memories m ON m.id = iif(a.source_id = :id, a.target_id, a.source_id) "
+            f"WHERE (a.source_id = :id OR a.target_id = :id) AND m.forgotten = 0 AND {VISIBLE} "
+            "ORDER BY a.weight DESC, a.id"
+        )
+        parameters = {**scope(viewer), "id": memory_id}
+        rows = await self._database.read(lambda connection: connection.execute(statement, parameters).fetchall())
+        return [_to_association(row) for row in rows]
+
+    async def forget(self, memory_id: str, viewer: Viewer, reason: str | None) -> Memory | None:
+        """Hide a memory from every read and drop its vector; None when there is no such live, visible one."""
+        now = self._clock.text()
+
+        def write(connection: Connection) -> Memory | None:
+            memory = load(connection, [memory_id], viewer).get(MemoryId(memory_id))
+            if memory is not None:
+                connection.execute(
+                    "UPDATE memories SET forgotten = 1, forget_reason = ?, updated_at = ? WHERE id = ?",
+                    (reason, now, memory_id),
+                )
+                connection.execute("DELETE FROM embeddings WHERE memory_id = ?", (memory_id,))
+            return memory
+
+        return await self._database.write(write)
+
+    async def record_access(self, counts: Mapping[MemoryId, int]) -> None:
+        """Note how often memories were recalled, in one transaction."""
+        now = self._clock.text()
+        rows = [(count, now, memory_id) for memory_id, count in counts.items()]
+        await self._database.write(
+            lambda connection: connection.executemany(
+                "UPDATE memories SET access_count = access_count + ?, last_accessed_at = ? WHERE id = ?", rows
+            )
+        )
+
+    async def not_embedded(self, model: str, limit: int) -> list[tuple[MemoryId, str]]:
+        """Ids and contents of live memories without a vector of this model, oldest first."""
+        rows = await self._database.read(
+            lambda connection: connection.execute(
+                "SELECT m.id, m.content FROM memories m LEFT JOIN embeddings e ON e.seq = m.seq AND e.model = ? "
+                "WHERE m.forgotten = 0 AND e.seq IS NULL ORDER BY m.seq LIMIT ?",
+                (model, limit),
+            ).fetchall()
+        )
+        return [(MemoryId(row["id"]), row["content"]) for row in rows]
+
+    async def add_embeddings(self, model: str, embeddings: Mapping[MemoryId, bytes]) -> None:
+        """Keep vectors that were computed later; those of memories forgotten meanwhile are dropped."""
+        rows = [(model, vector, memory_id) for memory_id, vector in embeddings.items()]
+        await self._database.write(
+            lambda connection: connection.executemany(
+                "INSERT OR REPLACE INTO embeddings (seq, memory_id, model, embedding) "
+                "SELECT seq, id, ?, ? FROM memories WHERE id = ? AND forgotten = 0",
+                rows,
+            )
+        )
+
+    async def counts(self, model: str) -> Counts:
+        """Figures over all live memories, private ones included."""
+
+        def read(connection: Connection) -> Counts:
+            by_type = dict.fromkeys(MemoryType, 0)
+            private = 0
+            for row in connection.execute(
+                "SELECT memory_type, count(*) AS n, sum(is_private) AS private FROM memories WHERE forgotten = 0 "
+                "GROUP BY memory_type"
+            ):
+                by_type[_type(row["memory_type"])] += row["n"]
+                private += row["private"]
+            (associations,) = connection.execute("SELECT count(*) FROM associations").fetchone()
+            (embedded,) = connection.execute("SELECT count(*) FROM embeddings WHERE model = ?", (model,)).fetchone()
+            return Counts(by_type=by_type, private=private, embedded=embedded, associations=associations)
+
+        return await self._database.read(read)
+
+
+def scope(viewer: Viewer) -> dict[str, object]:
+    """The parameters that `VISIBLE` needs."""
+    return {"sees_all": viewer.sees_all, "channel": viewer.channel_id, "owner": viewer.owner}
+
+
+def load(connection: Connection, ids: Sequence[str], viewer: Viewer) -> dict[MemoryId, Memory]:
+    """Live, visible memories by id, in one statement."""
+    if not ids:
+        return {}
+    rows = connection.execute(
+        f"SELECT {COLUMNS} FROM memories m WHERE m.id IN (SELECT value FROM json_each(:ids)) "
+        f"AND m.forgotten = 0 AND {VISIBLE}",
+        {**scope(viewer), "ids": json.dumps(list(ids))},
+    )
+    return {MemoryId(row["id"]): to_memory(row) for row in rows}
+
+
+def fingerprint(content: str) -> str:
+    """A hash of the words alone: letter case and blanks make no difference."""
+    return hashlib.sha256(" ".join(content.casefold().split()).encode()).hexdigest()[:FINGERPRINT]
+
+
+def to_memory(row: Row) -> Memory:
+    """A row as a value."""
+    return Memory(
+        id=MemoryId(row["id"]),
+        content=row["content"],
+        memory_type=_type(row["memory_type"]),
+        importance=row["importance"],
+        created_at=from_text(row["created_at"]),
+        updated_at=from_text(row["updated_at"]),
+        last_accessed_at=from_text(row["last_accessed_at"]),
+        access_count=row["access_count"],
+        source=row["source"],
+        channel_id=row["channel_id"],
+        user_id=row["user_id"],
+        message_id=row["message_id"],
+        is_private=bool(row["is_private"]),
+        permanent=bool(row["permanent"]),
+    )
+
+
+def _insert(
+    connection: Connection,
+    new: NewMemory,
+    content: str,
+    embedding: bytes | None,
+    model: str,
+    suggested: Sequence[Association],
+    now: str,
+) -> Inserted:
+    origin = new.provenance
+    viewer = origin.viewer
+    mark = fingerprint(content)
+    importance = DEFAULT_IMPORTANCE[new.memory_type] if new.importance is None else new.importance
+    known = connection.execute(
+        f"SELECT {COLUMNS} FROM memories m WHERE m.fingerprint = :mark AND m.forgotten = 0 AND m.is_private = :private "
+        "AND (:private = 0 OR m.channel_id IS :channel OR m.owner = :owner) ORDER BY m.seq LIMIT 1",
+        {"mark": mark, "private": origin.is_direct, "channel": origin.channel_id, "owner": viewer.owner},
+    ).fetchone()
+    if known is not None:
+        memory = to_memory(known)
+        connection.execute(
+            "UPDATE memories SET importance = max(importance, ?), base_importance = max(base_importance, ?), "
+            "permanent = max(permanent, ?) WHERE id = ?",
+            (importance, importance, new.permanent, memory.id),
+        )
+    else:
+        memory = Memory(
+            id=MemoryId(new_uuid()),
+            content=content,
+            memory_type=new.memory_type,
+            importance=importance,
+            created_at=from_text(now),
+            updated_at=from_text(now),
+            last_accessed_at=from_text(now),
+            source=origin.source,
+            channel_id=origin.channel_id,
+            user_id=origin.user_id,
+            message_id=origin.message_id,
+            is_private=origin.is_direct,
+            permanent=new.permanent,
+        )
+        connection.execute(
+            "INSERT INTO memories (id, content, fingerprint, memory_type, importance, base_importance, source, "
+            "channel_id, user_id, message_id, is_private, owner, permanent, created_at, updated_at, last_accessed_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (memory.id, content, mark, new.memory_type, importance, importance, origin.source, origin.channel_id,
+             origin.user_id, origin.message_id, origin.is_direct, viewer.owner, new.permanent, now, now, now),
+        )  # fmt: skip
+    has_vector = connection.execute(
+        "SELECT 1 FROM embeddings WHERE memory_id = ? AND model = ?", (memory.id, model)
+    ).fetchone()
+    if embedding is not None and has_vector is None:
+        connection.execute(
+            "INSERT OR REPLACE INTO embeddings (seq, memory_id, model, embedding) "
+            "SELECT seq, id, ?, ? FROM memories WHERE id = ?",
+            (model, embedding, memory.id),
+        )
+    skipped = _link(connection, memory, new.associations, viewer, now)
+    linked = _link_similar(connection, memory, suggested, viewer, now) if known is None else ()
+    return Inserted(
+        memory=load(connection, [memory.id], viewer).get(memory.id, memory),
+        is_new=known is None,
+        needs_embedding=embedding is None and has_vector is None,
+        skipped=skipped,
+        linked=linked,
+    )
+
+
+def _link(
+    connection: Connection, memory: Memory, wanted: Sequence[NewAssociation], viewer: Viewer, now: str
+) -> tuple[str, ...]:
+    """Make the edges that were asked for; targets that do not exist or are not visible are named, not linked."""
+    if not wanted:
+        return ()
+    known = load(connection, [edge.target_id for edge in wanted if is_uuid(edge.target_id)], viewer)
+    skipped = []
+    for edge in wanted:
+        target = known.get(MemoryId(edge.target_id))
+        if target is None or target.id == memory.id:
+            skipped.append(edge.target_id)
+            continue
+        is_known = connection.execute(
+            "SELECT 1 FROM associations WHERE source_id = ? AND target_id = ? AND relation_type = ?",
+            (memory.id, target.id, edge.relation_type),
+        ).fetchone()
+        connection.execute(
+            "INSERT INTO associations (id, source_id, target_id, relation_type, weight, origin, created_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source_id, target_id, relation_type) "
+            "DO UPDATE SET weight = excluded.weight, origin = excluded.origin",
+            (new_uuid(), memory.id, target.id, edge.relation_type, edge.weight, Origin.LLM, now),
+        )
+        if edge.relation_type is RelationType.UPDATES and is_known is None:
+            _lower(connection, memory, target)
+    return tuple(skipped)
+
+
+def _link_similar(
+    connection: Connection, memory: Memory, suggested: Sequence[Association], viewer: Viewer, now: str
+) -> tuple[Association, ...]:
+    """Make the edges that similarity suggests, unless a model linked the pair already."""
+    known = load(connection, [edge.target_id for edge in suggested], viewer)
+    linked = []
+    for edge in suggested:
+        target = known.get(edge.target_id)
+        taken = connection.execute(
+            "SELECT 1 FROM associations WHERE source_id = ? AND target_id = ?", (memory.id, edge.target_id)
+        ).fetchone()
+        if target is None or target.id == memory.id or taken is not None:
+            continue
+        is_same_kind = target.memory_type is memory.memory_type and target.is_private == memory.is_private
+        relation = edge.relation_type if is_same_kind else RelationType.RELATED_TO
+        connection.execute(
+            "INSERT INTO associations (id, source_id, target_id, relation_type, weight, origin, created_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (new_uuid(), memory.id, target.id, relation, edge.weight, Origin.AUTO, now),
+        )
+        if relation is RelationType.UPDATES:
+            _lower(connection, memory, target)
+        linked.append(
+            Association(
+                source_id=memory.id, target_id=target.id, relation_type=relation, weight=edge.weight, origin=Origin.AUTO
+            )
+        )
+    return tuple(linked)
+
+
+def _lower(connection: Connection, newer: Memory, older: Memory) -> None:
+    """An older version counts less, except where private talk would change what a room sees."""
+    if newer.is_private and not older.is_private:
+        return
+    connection.execute(
+        "UPDATE memories SET base_importance = base_importance * :f, importance = importance * :f "
+        "WHERE id = :id AND memory_type <> 'identity' AND permanent = 0",
+        {"f": UPDATED_FACTOR, "id": older.id},
+    )
+
+
+def _walk(
+    connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, depth: int
+) -> tuple[dict[MemoryId, float], dict[MemoryId, Memory]]:
+    visited = set(starts)
+    frontier = list(starts)
+    scores: dict[MemoryId, float] = {}
+    memories: dict[MemoryId, Memory] = {}
+    for _ in range(depth):
+        if not frontier:
+            break
+        rows = connection.execute(
+            "SELECT a.target_id AS near, a.relation_type, a.weight FROM associations a "
+            "WHERE a.source_id IN (SELECT value FROM json_each(:ids)) "
+            "UNION ALL SELECT a.source_id, a.relation_type, a.weight FROM associations a "
+            "WHERE a.target_id IN (SELECT value FROM json_each(:ids))",
+            {"ids": json.dumps(frontier)},
+        ).fetchall()
+        met = load(connection, [row["near"] for row in rows if row["near"] not in visited], viewer)
+        memories.update(met)
+        frontier = []
+        for row in rows:
+            near = MemoryId(row["near"])
+            if near not in met:
+                continue
+            relation = _relation(row["relation_type"])
+            score = met[near].importance * row["weight"] * RELATION_WEIGHT[relation]
+            scores[near] = max(score, scores.get(near, 0.0))
+            if relation in WALKED_THROUGH and near not in frontier:
+                frontier.append(near)
+        visited |= met.keys()
+    return scores, memories
+
+
+def _updated(connection: Connection, ids: Sequence[str], viewer: Viewer) -> frozenset[MemoryId]:
+    """Which memories have a live newer version that the viewer may see."""
+    rows = connection.execute(
+        "SELECT DISTINCT a.target_id FROM associations a JOIN memories m ON m.id = a.source_id "
+        f"WHERE a.relation_type = 'updates' AND a.target_id IN (SELECT value FROM json_each(:ids)) "
+        f"AND m.forgotten = 0 AND {VISIBLE}",
+        {**scope(viewer), "ids": json.dumps(list(ids))},
+    )
+    return frozenset(MemoryId(row["target_id"]) for row in rows)
+
+
+def _to_association(row: Row) -> Association:
+    return Association(
+        source_id=MemoryId(row["source_id"]),
+        target_id=MemoryId(row["target_id"]),
+        relation_type=_relation(row["relation_type"]),
+        weight=row["weight"],
+        origin=Origin(row["origin"]),
+    )
+
+
+def _type(label: str) -> MemoryType:
+    try:
+        return MemoryType(label)
+    except ValueError:
+        log.warning("unknown memory type read as fact", extra=kv(label=label))
+        return MemoryType.FACT
+
+
+def _relation(label: str) -> RelationType:
+    try:
+        return RelationType(label)
+    except ValueError:
+        log.warning("unknown relation read as related_to", extra=kv(label=label))
+        return RelationType.RELATED_TO
