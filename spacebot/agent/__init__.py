@@ -1,0 +1,1 @@
+"""The processes: channel, turn, branch, worker."""

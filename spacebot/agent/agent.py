@@ -1,0 +1,271 @@
+"""An agent: one personality with its own workspace, memory, log and channels.
+
+Flow:   accept -> journal -> channel of the conversation (made by its first message)
+Floor:  agent
+Source: design 3 and 4, process spec 2 and 3
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from spacebot.agent.channel import Channel
+from spacebot.agent.parts import AgentParts
+from spacebot.agent.prompts import load_prompts
+from spacebot.base.clock import Clock
+from spacebot.base.errors import RefusedError, StorageError
+from spacebot.base.events import EventBus, EventKind
+from spacebot.base.ids import AgentId, ConversationId
+from spacebot.base.paths import InstancePaths, bundled_prompts, package_file
+from spacebot.base.telemetry import kv
+from spacebot.base.tree import Node, NodeKind, NodeState, Tree
+from spacebot.config.model import AgentConfig, LlmConfig
+from spacebot.conversations import Accepted, Conversations, Journalled
+from spacebot.llm.manager import ModelManager, UsageRecord
+from spacebot.llm.messages import Usage
+from spacebot.llm.routing import model_names
+from spacebot.memory.embedding import Embedder
+from spacebot.memory.memory import AgentMemory, open_memory
+from spacebot.messaging.messages import MAX_TEXT, InboundMessage
+from spacebot.storage.database import open_database
+from spacebot.tools.sandbox import Backend, Containment
+
+log = logging.getLogger(__name__)
+
+USAGE_QUEUE = 1024  # completions whose cost waits to be written; further ones are dropped, with a warning
+USAGE_BATCH = 256
+
+
+class Agent:
+    """One running agent; see `open_agent`."""
+
+    def __init__(self, parts: AgentParts, node: Node, nursery: trio.Nursery, llm: Callable[[], LlmConfig]) -> None:
+        self._parts = parts
+        self._node = node
+        self._nursery = nursery
+        self._llm = llm
+        self._channels: dict[ConversationId, Channel] = {}
+        self._is_draining = False
+        self._usage_send, self._usage = trio.open_memory_channel[UsageRecord](USAGE_QUEUE)
+
+    @property
+    def id(self) -> AgentId:
+        """The agent's name."""
+        return self._parts.id
+
+    @property
+    def conversations(self) -> Conversations:
+        """The durable log."""
+        return self._parts.conversations
+
+    @property
+    def memory(self) -> AgentMemory:
+        """What the agent knows."""
+        return self._parts.memory
+
+    @property
+    def model_label(self) -> str:
+        """The model that its channels talk with."""
+        return model_names(self._parts.settings().routing, self._llm()).channel
+
+    async def accept(self, message: InboundMessage) -> Accepted:
+        """Journal a message and hand it to its channel.
+
+        Errors: RefusedError when it is too long; StorageError, then it was not accepted.
+        """
+        if len(message.text) > MAX_TEXT:
+            raise RefusedError(f"the message has {len(message.text)} characters; send at most {MAX_TEXT}, or a file")
+        accepted = await self._parts.conversations.accept(message)
+        if accepted.is_new:
+            with trio.CancelScope(shield=True):  # it is on disk: now it reaches its channel, whoever gave up waiting
+                self._emit_inbound(message, accepted)
+                journalled = Journalled(id=accepted.message_id, seq=accepted.seq, message=message)
+                (await self._channel(message.conversation_id, is_known=accepted.seq > 1)).accept(journalled)
+        return accepted
+
+    async def recover(self) -> None:
+        """Take up what the last life left: unanswered messages, branches, workers, untold results."""
+        recovery = await self._parts.conversations.recover()
+        for journalled in recovery.messages:
+            (await self._channel(journalled.message.conversation_id)).accept(journalled)
+        for branch in recovery.branches:
+            await (await self._channel(branch.channel_id)).resume_branch(branch)
+        for worker in recovery.workers:
+            await (await self._channel(worker.channel_id)).resume_worker(worker)
+        for channel_id in recovery.channels_with_results:
+            channel = await self._channel(channel_id)
+            for result in await self._parts.conversations.pending_results(channel_id):
+                channel.add_result(result, at_once=True)
+        log.info(
+            "agent recovered",
+            extra=kv(
+                agent=self.id,
+                messages=len(recovery.messages),
+                branches=len(recovery.branches),
+                workers=len(recovery.workers),
+                channels_with_results=len(recovery.channels_with_results),
+            ),
+        )
+
+    async def drain(self, patience_s: float) -> None:
+        """Begin no new turn and let the running ones finish, for at most `patience_s` seconds."""
+        self._is_draining = True
+        with trio.move_on_after(patience_s), self._parts.events.subscribe(frozenset({EventKind.TURN_ENDED})) as ended:
+            while any(channel.is_in_turn for channel in self._channels.values()):
+                await ended.receive()
+                await trio.lowlevel.checkpoint()
+
+    async def reload_prompts(self) -> list[str]:
+        """Read templates and identity files again. Errors: ConfigError; then the old ones stay."""
+        return await self._parts.prompts.reload()
+
+    def status_blocks(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each live channel is doing."""
+        return {channel_id: channel.status.to_json_object() for channel_id, channel in self._channels.items()}
+
+    async def memory_stats(self) -> Mapping[str, Any]:
+        """Counts of the memory store."""
+        stats = await self._parts.memory.stats()
+        return {"total": stats.total, "embedded": stats.embedded, "engine": stats.engine}
+
+    def note_usage(self, record: UsageRecord) -> None:
+        """Take a completion's cost; never waits."""
+        try:
+            self._usage_send.send_nowait(record)
+        except trio.WouldBlock:
+            log.warning("cost of a model call not recorded, too many wait", extra=kv(agent=self.id))
+
+    async def _channel(self, conversation: ConversationId, *, is_known: bool = True) -> Channel:
+        """The live channel of a conversation; it is made when there is none."""
+        channel = self._channels.get(conversation)
+        if channel is None or channel.is_retired:
+            node = self._parts.tree.add(
+                NodeKind.CHANNEL,
+                conversation,
+                parent=self._node,
+                node_id=f"channel:{self.id}:{conversation}",
+                channel_id=conversation,
+            )
+            channel = Channel(
+                self._parts, node, conversation, is_known=is_known, may_start=lambda: not self._is_draining
+            )
+            self._channels[conversation] = channel
+            self._nursery.start_soon(self._run_channel, channel, node)
+        return channel
+
+    async def _run_channel(self, channel: Channel, node: Node) -> None:
+        """Supervise a channel; one that breaks is made anew by its next message."""
+        try:
+            with node.cancel_scope:
+                await channel.run()
+        except Exception as error:  # boundary: channel
+            log.error("channel failed", exc_info=error, extra=kv(agent=self.id, channel=channel.id))
+        finally:
+            node.state = NodeState.DONE
+            self._parts.tree.remove(node)
+            if self._channels.get(channel.id) is channel:
+                del self._channels[channel.id]
+
+    async def _write_usage(self) -> None:
+        """Write the cost of model calls, some at a time."""
+        while True:
+            records = [await self._usage.receive()]
+            while len(records) < USAGE_BATCH:
+                try:
+                    records.append(self._usage.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            try:
+                await self._parts.conversations.record_usage([_entry(record) for record in records])
+            except StorageError as error:
+                log.error("cost of model calls not written", extra=kv(agent=self.id, error=str(error)))
+
+    def _emit_inbound(self, message: InboundMessage, accepted: Accepted) -> None:
+        self._parts.events.emit(
+            EventKind.INBOUND_MESSAGE,
+            agent_id=self.id,
+            channel_id=message.conversation_id,
+            message_id=accepted.message_id,
+            seq=accepted.seq,
+            sender_id=message.author.id,
+            sender_name=message.author.name,
+            text=message.text,
+            created_at=self._parts.clock.text(),
+        )
+
+
+def _entry(record: UsageRecord) -> tuple[str, str | None, str | None, str, Usage]:
+    return str(record.process), record.node_id, record.channel_id, record.model, record.usage
+
+
+@asynccontextmanager
+async def open_agent(
+    settings: Callable[[], AgentConfig],
+    *,
+    llm: Callable[[], LlmConfig],
+    instance: InstancePaths,
+    models: ModelManager,
+    embedder: Embedder,
+    probe: Callable[[], Awaitable[Backend]],
+    tree: Tree,
+    parent: Node,
+    events: EventBus,
+    clock: Clock,
+) -> AsyncIterator[Agent]:
+    """Open one agent: folders, database, memory, prompts; then take up what its last life left.
+
+    Owns: everything of the agent. On leaving, running turns are cut and left to the next start (call
+    `Agent.drain` first), branches and workers end and commit how they stand, then the stores close.
+    Errors: ConfigError, StorageError.
+    """
+    config = settings()
+    agent_id = AgentId(config.id)
+    paths = instance.agent(agent_id, config.workspace)
+    await trio.to_thread.run_sync(paths.create)
+    containment = Containment(
+        workspace=paths.workspace,
+        instance_root=instance.root,
+        data_dir=paths.data,
+        tools_bin=instance.tools_bin,
+        settings=lambda: settings().sandbox,
+    )
+    await trio.to_thread.run_sync(containment.prepare)
+    prompts = await load_prompts(bundled_prompts(), instance.prompts, paths.prompts, paths.root)
+    async with (
+        open_database(paths.database, package_file("storage", "sql"), clock) as database,
+        open_memory(
+            database, paths.vectors, embedder=embedder, events=events, agent_id=agent_id, clock=clock
+        ) as memory,
+    ):
+        model = models.for_agent(settings)
+        parts = AgentParts(
+            id=agent_id,
+            settings=settings,
+            paths=paths,
+            model=model,
+            window=model.context_window,
+            prompts=prompts,
+            conversations=Conversations(database, clock),
+            memory=memory,
+            containment=containment,
+            probe=probe,
+            events=events,
+            tree=tree,
+            clock=clock,
+        )
+        node = tree.add(NodeKind.AGENT, agent_id, parent=parent, node_id=f"agent:{agent_id}", agent_id=agent_id)
+        node.state = NodeState.RUNNING
+        try:
+            async with trio.open_nursery() as upkeep:
+                async with trio.open_nursery() as channels:
+                    agent = Agent(parts, node, channels, llm)
+                    upkeep.start_soon(agent._write_usage)
+                    await agent.recover()
+                    yield agent
+                    channels.cancel_scope.cancel()
+                upkeep.cancel_scope.cancel()
+        finally:
+            tree.remove(node)

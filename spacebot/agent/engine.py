@@ -1,0 +1,208 @@
+"""The loop of model and tools that every process runs.
+
+One step is one model call and the calls that it asked for. All calls of a step run, those that end
+the turn last, so that "on it" never goes out before the work it speaks of has begun (process spec S3).
+
+Flow:    messages -> fit -> repair -> model -> calls -> results -> messages … until an ending
+Floor:   agent
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from spacebot.agent.guard import LoopGuard
+from spacebot.base.errors import ContextOverflowError, SpacebotError, ToolError
+from spacebot.base.events import EventBus, EventKind
+from spacebot.base.redaction import scrub
+from spacebot.base.tree import Node
+from spacebot.llm.history import drop_oldest, fit, repair
+from spacebot.llm.messages import (
+    Model,
+    ModelMessage,
+    ModelReply,
+    ModelRequest,
+    OnDelta,
+    ProcessKind,
+    Role,
+    SystemBlock,
+    Text,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    Usage,
+)
+from spacebot.tools.contract import Tool, ToolOutput, capped, parse_arguments
+
+log = logging.getLogger(__name__)
+
+OVERFLOW_RETRIES = 2  # process spec 18
+OVERFLOW_DROP = 0.75  # share of the history that goes when the provider says it is too long
+LAST = frozenset({"reply", "skip"})  # run after all other calls of their step
+
+
+class Ending(StrEnum):
+    """Why a run ended."""
+
+    TEXT = "text"  # the model had nothing more to call
+    TOOL = "tool"  # a call ended it
+    BUDGET = "budget"  # no steps left
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineResult:
+    """What a run came to; `text` is the model's last words, `calls` how many tools ran without error."""
+
+    ending: Ending
+    text: str
+    calls: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A process as the loop sees it.
+
+    Args:
+        window: tokens that a request may have, answer included; read at each step.
+        overflow_note: what stands in place of what was dropped after a refusal for size.
+    """
+
+    model: Model
+    kind: ProcessKind
+    node: Node
+    events: EventBus
+    system: tuple[SystemBlock, ...]
+    tools: Mapping[str, Tool]
+    specs: tuple[ToolSpec, ...]
+    window: Callable[[], int]
+    overflow_note: str
+    task_type: str | None = None
+    guard: LoopGuard = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "guard", LoopGuard(self.kind))
+
+    async def run(
+        self,
+        messages: list[ModelMessage],
+        *,
+        budget: int,
+        on_delta: OnDelta | None = None,
+        on_step: Callable[[], Awaitable[None]] | None = None,
+        inject: Callable[[], str | None] | None = None,
+    ) -> EngineResult:
+        """Go on until the model stops calling, a call ends it, or `budget` model calls are used up.
+
+        Args:
+            messages: the process's own list; everything new is appended to it.
+            on_step: awaited after each step whose calls have run, to keep a checkpoint.
+            inject: asked before each step for something to tell the model.
+
+        Errors: ModelError when no model answers.
+        """
+        usage, calls, text = Usage(), 0, ""
+        for _ in range(budget):
+            if inject is not None and (words := inject()) is not None:
+                messages.append(ModelMessage.user(words))
+            reply = await self._complete(messages, on_delta)
+            usage += reply.usage
+            message = reply.message
+            if message.parts:
+                messages.append(message)
+            text = message.text.strip() or text
+            if not message.tool_calls:
+                return EngineResult(ending=Ending.TEXT, text=message.text.strip(), calls=calls, usage=usage)
+            outputs = await self._run_calls(message.tool_calls)
+            calls += sum(not output.is_error for output in outputs)
+            messages.append(
+                ModelMessage(
+                    Role.USER,
+                    tuple(
+                        ToolResult(call.id, output.text, output.is_error)
+                        for call, output in zip(message.tool_calls, outputs, strict=True)
+                    ),
+                )
+            )
+            if on_step is not None:
+                await on_step()
+            if any(output.ends_turn for output in outputs):
+                return EngineResult(ending=Ending.TOOL, text=text, calls=calls, usage=usage)
+        return EngineResult(ending=Ending.BUDGET, text=text, calls=calls, usage=usage)
+
+    async def _complete(self, messages: list[ModelMessage], on_delta: OnDelta | None) -> ModelReply:
+        for attempt in range(OVERFLOW_RETRIES + 1):
+            request = ModelRequest(
+                process=self.kind,
+                system=self.system,
+                messages=repair(fit(messages, ceiling=self.window(), system=self.system, tools=self.specs)),
+                tools=self.specs,
+                task_type=self.task_type,
+                node=self.node,
+            )
+            try:
+                return await self.model.complete(request, on_delta)
+            except ContextOverflowError:
+                cut = drop_oldest(messages, OVERFLOW_DROP)
+                if attempt == OVERFLOW_RETRIES or cut == 0:
+                    raise
+                messages[:cut] = [ModelMessage.user(self.overflow_note)]
+        raise AssertionError("unreachable")
+
+    async def _run_calls(self, calls: tuple[ToolCall, ...]) -> list[ToolOutput]:
+        outputs: dict[int, ToolOutput] = {}
+        order = sorted(range(len(calls)), key=lambda i: calls[i].name in LAST)
+        for i in order:
+            outputs[i] = await self._run_call(calls[i])
+        return [outputs[i] for i in range(len(calls))]
+
+    async def _run_call(self, call: ToolCall) -> ToolOutput:
+        """Run one call; whatever happens in it becomes its result."""
+        self.node.tool_calls += 1
+        self.node.progress()
+        self._tell(EventKind.TOOL_STARTED, call)
+        if (refusal := self.guard.before(call)) is not None:
+            output = ToolOutput(refusal, is_error=True)
+        else:
+            output = await self._guarded(call)
+            output = ToolOutput(
+                self.guard.after(call, capped(output.text)), is_error=output.is_error, ends_turn=output.ends_turn
+            )
+        self.node.progress()
+        self._tell(EventKind.TOOL_COMPLETED, call, is_error=output.is_error)
+        return output
+
+    async def _guarded(self, call: ToolCall) -> ToolOutput:
+        tool = self.tools.get(call.name)
+        if tool is None:
+            return ToolOutput(f"there is no tool {call.name!r}; you have: {', '.join(self.tools)}", is_error=True)
+        try:
+            return await tool.call(parse_arguments(tool, call), self.node)
+        except ToolError as error:
+            return ToolOutput(str(error), is_error=True)
+        except SpacebotError as error:
+            return ToolOutput(scrub(str(error)), is_error=True)
+        except Exception as error:  # boundary: tool call
+            log.error("tool failed", exc_info=error, extra={"kv": {"tool": call.name, "process": self.node.id}})
+            return ToolOutput(f"the tool {call.name!r} failed ({type(error).__name__}); try another way", is_error=True)
+
+    def _tell(self, kind: EventKind, call: ToolCall, **fields: bool) -> None:
+        self.events.emit(
+            kind,
+            agent_id=self.node.agent_id,
+            channel_id=self.node.channel_id,
+            process_type=str(self.kind),
+            process_id=self.node.id,
+            tool_name=call.name,
+            call_id=call.id,
+            **fields,
+        )
+
+
+def last_words(messages: list[ModelMessage]) -> str:
+    """The newest thing that the model said in words."""
+    for message in reversed(messages):
+        if message.role is Role.ASSISTANT and any(isinstance(part, Text) and part.text.strip() for part in message.parts):
+            return message.text.strip()
+    return ""

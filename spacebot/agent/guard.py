@@ -1,0 +1,109 @@
+"""Loop guard: a model that repeats itself is told so instead of burning money.
+
+A verdict never ends a process. A blocked call is skipped, and the explanation becomes its result.
+Counts are of calls in a row: a different call in between starts them anew (process spec 17.3, P71, P73).
+
+Floor: agent
+"""
+
+import hashlib
+import json
+import re
+from collections import deque
+from dataclasses import dataclass
+
+from spacebot.llm.messages import ProcessKind, ToolCall
+
+HISTORY = 30
+OUTCOME_BYTES = 1000  # of a result, that make two outcomes the same
+POLL_WORDS = re.compile(r"\b(?:status|poll|wait|watch|tail|ps|jobs|pgrep|kubectl get)\b")
+POLL_BYTES = 200  # longer commands are no mere polling
+PING_PONG = ((2, 6), (3, 9))  # pattern length, calls looked at
+
+
+@dataclass(frozen=True, slots=True)
+class GuardLimits:
+    """Patience of one kind of process; tools spec 16."""
+
+    warn: int
+    block: int
+    poll_factor: int
+    same_outcome_block: int
+    warnings: int
+
+
+LIMITS = {
+    ProcessKind.WORKER: GuardLimits(warn=4, block=7, poll_factor=3, same_outcome_block=4, warnings=3),
+    ProcessKind.BRANCH: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3, warnings=2),
+    ProcessKind.CORTEX: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3, warnings=2),
+    ProcessKind.CHANNEL: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3, warnings=2),
+    ProcessKind.COMPACTOR: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3, warnings=2),
+}
+
+
+class LoopGuard:
+    """Watches the calls of one process; made anew for each prompt."""
+
+    def __init__(self, kind: ProcessKind) -> None:
+        self._limits = LIMITS[kind]
+        self._recent: deque[str] = deque(maxlen=HISTORY)
+        self._in_a_row = 0
+        self._outcomes: deque[str] = deque(maxlen=HISTORY)
+        self._poisoned: set[str] = set()
+        self._warnings = 0
+
+    def before(self, call: ToolCall) -> str | None:
+        """Note a call; a text means: do not run it, this is its result."""
+        key = _key(call)
+        self._in_a_row = self._in_a_row + 1 if self._recent and self._recent[-1] == key else 1
+        self._recent.append(key)
+        factor = self._limits.poll_factor if _is_poll(call) else 1
+        if key in self._poisoned:
+            return "This exact call keeps giving the same result. It was not run again; try something else."
+        if self._in_a_row >= self._limits.block * factor:
+            return f"The same call came {self._in_a_row} times in a row. It was not run; change the approach."
+        if self._in_a_row >= self._limits.warn * factor:
+            self._warnings += 1
+            if self._warnings > self._limits.warnings:
+                return "This call was repeated in spite of warnings. It was not run; change the approach or finish."
+        if factor == 1 and (length := self._ping_pong()):
+            return f"The last calls repeat a pattern of {length}. This one was not run; change the approach."
+        return None
+
+    def after(self, call: ToolCall, result: str) -> str:
+        """Note a result; returns it, with a warning behind it where repetition sets in."""
+        key = _key(call)
+        outcome = hashlib.sha256(key.encode() + result[:OUTCOME_BYTES].encode()).hexdigest()
+        self._outcomes.append(outcome)
+        same = 0
+        for earlier in reversed(self._outcomes):
+            if earlier != outcome:
+                break
+            same += 1
+        limit = self._limits.same_outcome_block * (self._limits.poll_factor if _is_poll(call) else 1)
+        if same >= limit:
+            self._poisoned.add(key)
+        if same >= limit - 1 and same > 1:
+            return f"{result}\n[note: the same call gave the same result {same} times in a row]"
+        return result
+
+    def _ping_pong(self) -> int | None:
+        recent = list(self._recent)
+        for length, span in PING_PONG:
+            tail = recent[-span:]
+            pattern = tail[:length]
+            if len(tail) == span and len(set(pattern)) > 1 and tail == pattern * (span // length):
+                return length
+        return None
+
+
+def _key(call: ToolCall) -> str:
+    arguments = call.raw_arguments if call.arguments is None else json.dumps(dict(call.arguments), sort_keys=True)
+    return f"{call.name}\0{arguments}"
+
+
+def _is_poll(call: ToolCall) -> bool:
+    if call.name not in ("shell", "exec"):
+        return False
+    text = json.dumps(dict(call.arguments or {}))
+    return len(text) < POLL_BYTES and POLL_WORDS.search(text) is not None

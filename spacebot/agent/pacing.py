@@ -1,0 +1,116 @@
+"""When a channel takes a turn, and with what. Pure: functions of what arrived and the time given.
+
+Three clocks: the coalescing window of a burst (process spec 4.3), the debounce of finished work
+(4.12), and a pause after a failure. A direct chat never waits.
+
+Floor: agent
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from spacebot.base.ids import MessageId
+from spacebot.config.model import CoalesceConfig
+from spacebot.conversations import Journalled, PendingResult
+
+RESULT_DEBOUNCE_S = 0.5  # finished work that ends together is told together; process spec 4.12
+RETRIGGERS_IN_A_ROW = 3  # breaks answer loops between a channel and its own workers; process spec 4.12
+RETRY_S = 30.0  # pause before work that failed without the people's fault is tried again
+BATCH = 100  # messages in one turn; more than a model can answer sensibly anyway
+HELD = 500  # waiting messages kept in memory; later ones wait in the journal
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the next turn deals with. At least one of the two is not empty."""
+
+    messages: tuple[Journalled, ...]
+    results: tuple[PendingResult, ...]
+
+    @property
+    def is_retrigger(self) -> bool:
+        """Whether finished work alone, no person, caused the turn."""
+        return not self.messages
+
+
+class Pacing:
+    """What waits in one channel and when it is due."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Journalled] = deque()
+        self._known: set[MessageId] = set()
+        self._results: dict[str, PendingResult] = {}
+        self._first_at = 0.0
+        self._window_ends = 0.0
+        self._results_due = math.inf
+        self._not_before = 0.0
+        self._retriggers = 0
+        self.has_overflowed = False  # some messages wait in the journal only
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits that will become due by itself."""
+        return not self._messages and not self.has_overflowed and self._results_due == math.inf
+
+    def add_message(self, message: Journalled, now: float, config: CoalesceConfig) -> None:
+        """Note a message; a full queue leaves it to the journal."""
+        if message.id in self._known:
+            return
+        if len(self._messages) >= HELD:
+            self.has_overflowed = True
+            return
+        if not self._messages:
+            self._first_at = now
+        self._messages.append(message)
+        self._known.add(message.id)
+        if not config.enabled or (config.multi_user_only and message.message.is_direct):
+            self._window_ends = now
+            return
+        self._window_ends = now + config.debounce_ms / 1000
+        if len(self._messages) >= config.min_messages:
+            self._window_ends = min(self._window_ends, max(now, self._first_at + config.max_wait_ms / 1000))
+
+    def add_result(self, result: PendingResult, now: float, *, at_once: bool = False) -> None:
+        """Note finished work; each arrival starts the debounce anew.
+
+        Beyond `RETRIGGERS_IN_A_ROW` turns without a person it waits for the next message.
+        """
+        self._results[result.id] = result
+        if self._retriggers < RETRIGGERS_IN_A_ROW:
+            self._results_due = now if at_once else now + RESULT_DEBOUNCE_S
+
+    def due_at(self) -> float:
+        """When the next turn may begin; infinity when nothing waits."""
+        message_due = self._window_ends if self._messages else math.inf
+        return max(min(message_due, self._results_due), self._not_before)
+
+    def take(self, now: float) -> Work | None:
+        """What is due now: waiting messages with all finished work, or finished work alone; None when nothing is."""
+        if self.due_at() > now:
+            return None
+        messages: list[Journalled] = []
+        if self._messages and (self._window_ends <= now or self._results_due <= now):
+            while self._messages and len(messages) < BATCH:
+                messages.append(self._messages.popleft())
+            self._known.difference_update(message.id for message in messages)
+        self._retriggers = 0 if messages else self._retriggers + 1
+        results = tuple(self._results.values())
+        self._results.clear()
+        self._results_due = math.inf
+        return Work(tuple(messages), results)
+
+    def give_back(self, work: Work, now: float) -> None:
+        """Take work back that could not be dealt with; it is tried again after a pause."""
+        self._messages.extendleft(reversed(work.messages))
+        self._known.update(message.id for message in work.messages)
+        self._window_ends = min(self._window_ends, now)
+        self._not_before = now + RETRY_S
+        self.give_back_results(work.results, now)
+
+    def give_back_results(self, results: tuple[PendingResult, ...], now: float) -> None:
+        """Take results back that nobody was told; they join the next turn, or cause one after a pause."""
+        for result in results:
+            self._results.setdefault(result.id, result)
+        if results and self._retriggers < RETRIGGERS_IN_A_ROW:
+            self._results_due = now + RETRY_S

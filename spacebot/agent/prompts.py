@@ -1,0 +1,170 @@
+"""Prompt templates and identity files: read, checked, cached, reloaded.
+
+A template is found by its path without the ending (`CHANNEL`, `fragments/turn`, `tools/reply`), first in the
+agent's `prompts/`, then in the instance's, then among the bundled ones. All are compiled and rendered
+once when they are read, so a broken one is refused as a whole and the old set stays in use.
+
+Floor:  agent; the only importer of jinja2
+Source: process spec 15 and 16, with the variable names of the product's own templates
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+from jinja2 import DictLoader, Environment, Template, TemplateError, meta
+
+from spacebot.base.errors import ConfigError
+from spacebot.llm.messages import ToolSpec
+from spacebot.tools.contract import Tool, schema_of
+
+log = logging.getLogger(__name__)
+
+IDENTITY_FILES = ("SOUL", "IDENTITY", "USER")
+VOLATILE = frozenset({"status_block", "current_time", "memory_bulletin"})  # change from turn to turn
+MAX_FILE_BYTES = 256_000
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """One consistent reading of all files."""
+
+    sources: Mapping[str, str]
+    templates: Mapping[str, Template]
+    variables: Mapping[str, frozenset[str]]
+    identity: Mapping[str, str]
+    digest: str
+
+
+class Prompts:
+    """The texts of one agent; made by `load_prompts`."""
+
+    def __init__(self, folders: Sequence[Path], identity_folder: Path, current: _Set) -> None:
+        self._folders = folders
+        self._identity_folder = identity_folder
+        self._set = current
+        self._specs: dict[type, ToolSpec] = {}
+        self._stable: dict[str, str] = {}
+
+    def render(self, name: str, **variables: Any) -> str:
+        """Fill in a template; variables that it does not get are empty.
+
+        Errors: ConfigError when there is no such template, or an override fails with these values.
+        """
+        template = self._set.templates.get(name)
+        if template is None:
+            raise ConfigError(f"there is no prompt {name!r}; put it back into the prompts folder")
+        try:
+            return template.render(**self._set.identity, **variables).strip()
+        except TemplateError as error:
+            raise ConfigError(f"prompt {name!r} cannot be rendered: {error}") from error
+
+    def render_stable(self, name: str, **variables: str) -> tuple[str, bool]:
+        """Fill in a system prompt; the second value says whether it is the same in every turn.
+
+        A template that uses `status_block`, `current_time` or `memory_bulletin` is rendered anew each time;
+        the others are kept until a file changes, so that the text stays identical to the byte.
+        """
+        if self._set.variables[name] & VOLATILE:
+            return self.render(name, **variables), False
+        if name not in self._stable:
+            self._stable[name] = self.render(name, **variables)
+        return self._stable[name], True
+
+    def uses(self, name: str, variable: str) -> bool:
+        """Whether a template mentions a variable."""
+        return variable in self._set.variables.get(name, frozenset())
+
+    def tool_spec(self, tool: Tool) -> ToolSpec:
+        """The tool as models see it; the same object each time until the prompts change."""
+        spec = self._specs.get(type(tool))
+        if spec is None:
+            spec = ToolSpec(tool.name, self.render(f"tools/{tool.name}"), schema_of(tool.arguments))
+            self._specs[type(tool)] = spec
+        return spec
+
+    async def reload(self) -> list[str]:
+        """Read all files again.
+
+        Returns the names of templates and identity files that changed.
+        Errors: ConfigError when one is broken; then nothing changes.
+        """
+        fresh = await trio.to_thread.run_sync(_read, self._folders, self._identity_folder)
+        before = {**self._set.sources, **self._set.identity}
+        after = {**fresh.sources, **fresh.identity}
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        if changed:
+            self._set = fresh
+            self._specs.clear()
+            self._stable.clear()
+            log.info("prompts reloaded", extra={"kv": {"changed": ",".join(changed)}})
+        return changed
+
+
+async def load_prompts(bundled: Path, instance: Path, agent_prompts: Path, identity_folder: Path) -> Prompts:
+    """Read the templates and identity files of an agent; missing identity files are written with a start.
+
+    Errors: ConfigError naming the file that is broken or missing.
+    """
+    folders = (bundled, instance, agent_prompts)
+    await trio.to_thread.run_sync(_write_identity, bundled / "identity", identity_folder)
+    return Prompts(folders, identity_folder, await trio.to_thread.run_sync(_read, folders, identity_folder))
+
+
+def _write_identity(starters: Path, folder: Path) -> None:
+    for name in IDENTITY_FILES:
+        target = folder / f"{name}.md"
+        if not target.exists():
+            try:
+                target.write_text((starters / f"{name}.md").read_text(encoding="utf-8"), encoding="utf-8")
+            except OSError as error:
+                log.warning("identity file not written", extra={"kv": {"file": str(target), "error": error.strerror}})
+
+
+def _read(folders: Sequence[Path], identity_folder: Path) -> _Set:
+    sources: dict[str, str] = {}
+    for folder in folders:
+        for file in sorted(folder.rglob("*.md")) if folder.is_dir() else ():
+            name = file.relative_to(folder).with_suffix("").as_posix()
+            if not name.startswith("identity/"):
+                sources[name] = _text(file)
+    if "CHANNEL" not in sources:
+        raise ConfigError(f"the prompt CHANNEL.md is missing in {str(folders[0])!r}; install the program again")
+    environment = Environment(
+        loader=DictLoader(sources), autoescape=False, keep_trailing_newline=False, trim_blocks=False
+    )  # texts for models, not HTML
+    identity = {}
+    for key in IDENTITY_FILES:
+        file = identity_folder / f"{key}.md"
+        text = _COMMENT.sub("", _text(file)).strip() if file.is_file() else ""
+        identity[key.lower()] = text
+    templates: dict[str, Template] = {}
+    variables: dict[str, frozenset[str]] = {}
+    for name, source in sources.items():
+        try:
+            variables[name] = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+            templates[name] = environment.get_template(name)
+            templates[name].render()
+        except (TemplateError, TypeError, ValueError) as error:
+            line = getattr(error, "lineno", None)
+            where = f", line {line}" if line else ""
+            raise ConfigError(f"prompt {name + '.md'!r}{where} is broken: {error}; mend it or remove the file") from error
+    digest = hashlib.sha256(repr((sorted(sources.items()), sorted(identity.items()))).encode()).hexdigest()
+    return _Set(sources, templates, variables, identity, digest)
+
+
+def _text(file: Path) -> str:
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{str(file)!r} is larger than {MAX_FILE_BYTES} bytes; a prompt must be shorter")
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(file)!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{str(file)!r} is not UTF-8 text; save it as UTF-8") from error

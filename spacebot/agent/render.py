@@ -1,0 +1,54 @@
+"""How messages of people look to a model. Pure.
+
+Floor:  agent
+Source: process spec 4.5, 4.6 and 19
+"""
+
+from collections.abc import Sequence
+from datetime import tzinfo
+
+from spacebot.base.clock import format_local, from_text
+from spacebot.base.text import preview
+from spacebot.conversations import Journalled, LoggedMessage
+from spacebot.llm.messages import ModelMessage
+from spacebot.messaging.messages import InboundMessage, OutboundKind
+
+EMPTY = "(a message without text)"
+PREVIEW = 120  # characters of the message that is replied to
+
+
+def render_message(message: InboundMessage, zone: tzinfo | None) -> str:
+    """One message as `[time] name: text`, with what it answers and what is attached."""
+    bot = " (bot)" if message.author.is_bot else ""
+    answers = ""
+    if message.reply_to is not None:
+        answers = f' (replying to {message.reply_to.author}: "{preview(message.reply_to.text, PREVIEW)}")'
+    files = "".join(
+        f"\n[attachment: {a.filename}, {a.media_type}" + (f", {a.size_bytes / 1024:.1f} KB]" if a.size_bytes else "]")
+        for a in message.attachments
+    )
+    text = message.text.strip() or (EMPTY if not files else "")
+    return f"[{format_local(message.sent_at, zone)}] {message.author.name}{bot}{answers}: {text}{files}"
+
+
+def render_batch(messages: Sequence[Journalled], zone: tzinfo | None) -> str:
+    """All messages of a turn, oldest first; a batch of one is a batch."""
+    return "\n".join(render_message(journalled.message, zone) for journalled in messages)
+
+
+def render_logged(message: LoggedMessage, zone: tzinfo | None) -> ModelMessage | None:
+    """A row of the log as it stood in the live history; None for what was not said in words."""
+    if message.kind == OutboundKind.REACTION:
+        return None
+    if message.role == "assistant":
+        return ModelMessage.assistant(message.content)
+    moment = format_local(from_text(message.created_at), zone)
+    return ModelMessage.user(f"[{moment}] {message.sender_name}: {message.content.strip() or EMPTY}")
+
+
+def place_of(message: InboundMessage) -> str:
+    """Where the talk takes place, in words."""
+    if message.is_direct:
+        return f"a direct chat with {message.author.name} ({message.conversation_id})"
+    names = " in ".join(name for name in (message.channel_name, message.server_name) if name)
+    return f"{names or 'a shared room'} ({message.conversation_id})"

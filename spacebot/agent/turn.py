@@ -1,0 +1,317 @@
+"""One turn of a channel: what waits goes in, what is said comes out, the ledger knows.
+
+Flow:   begin -> gather -> run the engine -> deliver what it said -> close -> history
+Floor:  agent
+Source: process spec 4.4 to 4.12; the seed's order of a system prompt, with what changes put last (P39)
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spacebot.agent.engine import Ending, Engine, EngineResult
+from spacebot.agent.pacing import Work
+from spacebot.agent.parts import AgentParts
+from spacebot.agent.render import place_of, render_batch
+from spacebot.agent.status import StatusBlock
+from spacebot.agent.streaming import ReplyReader
+from spacebot.base.clock import format_local, monotonic_s
+from spacebot.base.errors import ModelError, ToolError
+from spacebot.base.events import EventKind
+from spacebot.base.ids import ConversationId, MessageId, TurnId
+from spacebot.base.redaction import scrub
+from spacebot.base.text import cut_bytes, preview
+from spacebot.base.tree import Node, NodeState, Outcome
+from spacebot.conversations import LoggedMessage, PendingResult, TurnState
+from spacebot.llm.messages import ArgumentsDelta, ModelMessage, ProcessKind, Restart, StreamDelta, SystemBlock
+from spacebot.memory.types import Provenance
+from spacebot.messaging.messages import OutboundKind
+from spacebot.tools.channel import React, Reply, Skip, check_outgoing, content_of, is_tool_syntax
+from spacebot.tools.contract import Tool
+from spacebot.tools.delegation import Branch, Cancel, ChannelHandle, Route, SpawnWorker
+
+log = logging.getLogger(__name__)
+
+RETRIGGER_BUDGET = 3  # model calls of a turn that finished work caused; process spec 4.12
+CORRECTIONS = 2  # times that a written-out tool call is sent back
+DELTA_S = 0.04  # pause between two pictures of a growing reply; faster is not readable
+RESULT_BYTES = 6000  # of one result in the prompt; a longer one is in the log and can be asked for
+NOTE_BYTES = 500  # of one result in the history afterwards
+ERROR_CHARACTERS = 300  # of a provider's error in the line that people get
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """What a turn leaves to its channel: new history, and results that nobody was told."""
+
+    history: tuple[ModelMessage, ...]
+    untold: tuple[PendingResult, ...]
+    state: TurnState
+
+
+class Turn:
+    """One turn; made by the channel, run once."""
+
+    def __init__(
+        self,
+        parts: AgentParts,
+        node: Node,
+        channel: ChannelHandle,
+        channel_id: ConversationId,
+        work: Work,
+        *,
+        history: Sequence[ModelMessage],
+        status: StatusBlock,
+        provenance: Provenance,
+    ) -> None:
+        self._parts = parts
+        self._node = node
+        self._channel = channel
+        self._channel_id = channel_id
+        self._work = work
+        self._history = history
+        self._status = status
+        self._provenance = provenance
+        self._replies: list[str] = []
+        self._skipped: str | None = None
+        self._reader: tuple[int, ReplyReader] | None = None
+        self._shown_at = -1.0
+        self.id = TurnId(node.id)
+        self.prompt: ModelMessage | None = None  # what this turn asks; branches see it
+        self.end: TurnEnd | None = None
+
+    @property
+    def reply_to(self) -> MessageId | None:
+        """The message that answers are tied to: the last one, or the one that the finished work was for."""
+        if self._work.messages:
+            return self._work.messages[-1].id
+        return next((result.reply_to for result in self._work.results if result.reply_to), None)
+
+    async def run(self) -> Outcome:
+        """Take the turn. Errors are dealt with here; people get a line about those that concern them."""
+        cause = "results" if self._work.is_retrigger else "messages"
+        await self._parts.conversations.begin_turn(
+            self.id, self._channel_id, cause, [journalled.id for journalled in self._work.messages]
+        )
+        self._emit(EventKind.TYPING_STATE, is_typing=True)
+        state, detail, notice = await self._talk()
+        return await self._close(state, detail, notice)
+
+    async def _talk(self) -> tuple[TurnState, str | None, str | None]:
+        """Run the engine and deliver; returns the turn's end, the reason, and a line for people if one is due."""
+        try:
+            result = await self._run_engine()
+        except ModelError as error:
+            log.warning("turn failed", extra={"kv": {"channel": self._channel_id, "error": scrub(str(error))}})
+            reason = preview(scrub(str(error)), ERROR_CHARACTERS)
+            notice = None if self._replies or self._work.is_retrigger else f"Sorry, I could not answer: {reason}"
+            return (TurnState.DONE if self._replies else TurnState.FAILED), reason, notice
+        if self._replies:
+            return TurnState.DONE, None, None
+        if self._skipped is not None:
+            return TurnState.SKIPPED, self._skipped or "nothing to say", None
+        if result.text and not is_tool_syntax(result.text):
+            try:
+                check_outgoing(result.text)
+            except ToolError as error:
+                return TurnState.FAILED, str(error), "Sorry, I could not answer: my answer held something secret."
+            await self.reply(result.text)
+            return TurnState.DONE, None, None
+        if result.text and (content := content_of(result.text)):
+            await self.reply(scrub(content))
+            return TurnState.DONE, None, None
+        if result.ending is Ending.BUDGET and not self._work.is_retrigger:
+            reason = f"no answer within {self._parts.settings().max_turns} model calls"
+            return TurnState.FAILED, reason, f"Sorry, I could not finish that: {reason}."
+        return TurnState.SKIPPED, "the model had nothing to say", None
+
+    async def _run_engine(self) -> EngineResult:
+        parts = self._parts
+        tools = self._tools()
+        self.prompt = ModelMessage.user(await self._render_prompt())
+        text, is_stable = parts.prompts.render_stable("CHANNEL", **await self._volatile_for_channel())
+        engine = Engine(
+            model=parts.model,
+            kind=ProcessKind.CHANNEL,
+            node=self._node,
+            events=parts.events,
+            system=(SystemBlock(text, is_stable),),
+            tools=tools,
+            specs=tuple(parts.prompts.tool_spec(tool) for tool in tools.values()),
+            window=lambda: parts.window(ProcessKind.CHANNEL),
+            overflow_note=parts.prompts.render("fragments/overflow"),
+        )
+        budget = RETRIGGER_BUDGET if self._work.is_retrigger else parts.settings().max_turns
+        messages = [*self._history, self.prompt]
+        result = await engine.run(messages, budget=budget, on_delta=self._on_delta)
+        for _ in range(CORRECTIONS):
+            if result.ending is not Ending.TEXT or self._replies or not is_tool_syntax(result.text):
+                break
+            messages.append(ModelMessage.user(parts.prompts.render("fragments/tool_syntax")))
+            result = await engine.run(messages, budget=2, on_delta=self._on_delta)
+        return result
+
+    def _tools(self) -> dict[str, Tool]:
+        tools: list[Tool] = [
+            Reply(self),
+            Branch(self._channel),
+            SpawnWorker(self._channel),
+            Route(self._channel),
+            Cancel(self._channel),
+            Skip(self),
+        ]
+        if self._work.messages:
+            tools.append(React(self))
+        return {tool.name: tool for tool in tools}
+
+    async def _render_prompt(self) -> str:
+        """The user message of this turn: the moment, finished work, what people said."""
+        parts, messages = self._parts, self._work.messages
+        now = parts.clock.now()
+        coalesced = None
+        if len(messages) > 1:
+            span = messages[-1].message.sent_at - messages[0].message.sent_at
+            people = len({journalled.message.author.id for journalled in messages})
+            coalesced = {"count": len(messages), "people": people, "seconds": f"{span.total_seconds():.1f}"}
+        own_block = not parts.prompts.uses("CHANNEL", "memory_bulletin")
+        return parts.prompts.render(
+            "fragments/turn",
+            current_time=f"{format_local(now, parts.zone)}; UTC {now:%Y-%m-%d %H:%M:%S}",
+            place=place_of(messages[-1].message) if messages else f"({self._channel_id})",
+            coalesced=coalesced,
+            memory_bulletin=await self._bulletin() if own_block else "",
+            status_block=parts.prompts.render("fragments/status", **self._status.for_model()),
+            results=[
+                {
+                    "kind": result.process_kind,
+                    "id": result.process_id,
+                    "state": str(result.state),
+                    "about": preview(result.description, 200).replace('"', "'"),
+                    "text": cut_bytes(result.text, RESULT_BYTES),
+                }
+                for result in self._work.results
+            ],
+            text=render_batch(messages, parts.zone),
+        )
+
+    async def _volatile_for_channel(self) -> dict[str, str]:
+        """Values for templates of the owner's that mention them; ours keep the system prompt free of them."""
+        values = {"workspace_dir": str(self._parts.paths.workspace)}
+        prompts = self._parts.prompts
+        if prompts.uses("CHANNEL", "current_time"):
+            values["current_time"] = format_local(self._parts.clock.now(), self._parts.zone)
+        if prompts.uses("CHANNEL", "status_block"):
+            values["status_block"] = prompts.render("fragments/status", **self._status.for_model())
+        if prompts.uses("CHANNEL", "memory_bulletin"):
+            values["memory_bulletin"] = await self._bulletin()
+        return values
+
+    async def _bulletin(self) -> str:
+        return await self._parts.bulletin(self._provenance.viewer)
+
+    async def reply(self, text: str) -> str:
+        """Commit a text as said; with it the turn's messages are answered and its results told."""
+        row = await self._parts.conversations.record_reply(
+            self.id,
+            self._channel_id,
+            text,
+            reply_to=self.reply_to,
+            result_ids=[result.id for result in self._work.results],
+        )
+        self._replies.append(text)
+        self._announce(row)
+        return row.id
+
+    async def react(self, emoji: str) -> None:
+        """Commit an emoji for the message that is answered."""
+        row = await self._parts.conversations.record_reply(
+            self.id, self._channel_id, emoji, kind=OutboundKind.REACTION, reply_to=self.reply_to
+        )
+        self._emit(EventKind.REACTION, message_id=row.id, seq=row.seq, emoji=emoji, reply_to=row.reply_to)
+
+    def skip(self, reason: str) -> None:
+        """Note that nothing will be said."""
+        self._skipped = reason
+
+    def _on_delta(self, delta: StreamDelta) -> None:
+        """Show a growing reply, some times a second."""
+        if isinstance(delta, Restart):
+            self._reader = None
+        elif isinstance(delta, ArgumentsDelta) and delta.name == "reply":
+            if self._reader is None or self._reader[0] != delta.index:
+                self._reader = (delta.index, ReplyReader())
+            text = self._reader[1].feed(delta.fragment)
+            now = monotonic_s()
+            if text and now - self._shown_at >= DELTA_S:
+                self._shown_at = now
+                self._emit(EventKind.OUTBOUND_DELTA, turn_id=self.id, reply_to=self.reply_to, text=text)
+
+    async def _close(self, state: TurnState, detail: str | None, notice: str | None) -> Outcome:
+        told = state in (TurnState.DONE, TurnState.SKIPPED)
+        results = self._work.results
+        row = await self._parts.conversations.finish_turn(
+            self.id,
+            state,
+            channel_id=self._channel_id,
+            detail=detail,
+            result_ids=[result.id for result in results] if told else (),
+            notice=notice,
+            reply_to=self.reply_to,
+        )
+        if row is not None:
+            self._announce(row)
+        self.end = TurnEnd(self._history_entries(), () if told else results, state)
+        self._status.mark_relayed({result.process_id for result in results} if told else set())
+        self._emit(EventKind.TYPING_STATE, is_typing=False)
+        self._emit(
+            EventKind.TURN_ENDED,
+            turn_id=self.id,
+            outcome=str(state),
+            last_seq=self._work.messages[-1].seq if self._work.messages else None,
+            reason=detail,
+        )
+        return Outcome(NodeState.FAILED if state is TurnState.FAILED else NodeState.DONE, detail or "")
+
+    @property
+    def has_replied(self) -> bool:
+        """Whether people got an answer."""
+        return bool(self._replies)
+
+    async def interrupt(self) -> None:
+        """Close a turn that was cut: answered when something was said, else left to the next start."""
+        if self._replies:
+            await self._close(TurnState.DONE, None, None)
+        else:
+            await self._close(TurnState.INTERRUPTED, None, None)
+
+    async def fail(self, outcome: Outcome) -> None:
+        """Close a turn that broke or was cancelled; people get one line."""
+        reason = preview(scrub(outcome.text), ERROR_CHARACTERS)
+        await self._close(TurnState.FAILED, reason, None if self._work.is_retrigger else f"Sorry, I stopped: {reason}")
+
+    def _history_entries(self) -> tuple[ModelMessage, ...]:
+        """What stays in the history: what people said, what came back, what was answered. No clock, no calls."""
+        notes = [
+            f'[result of {result.process_kind}, {result.state}, about "{preview(result.description, 120)}"] '
+            f"{cut_bytes(result.text, NOTE_BYTES)}"
+            for result in self._work.results
+        ]
+        said = render_batch(self._work.messages, self._parts.zone)
+        entries = [ModelMessage.user("\n".join([*notes, *([said] if said else [])]))]
+        entries.extend(ModelMessage.assistant(text) for text in self._replies)
+        return tuple(entry for entry in entries if entry.text)
+
+    def _announce(self, row: LoggedMessage) -> None:
+        self._emit(
+            EventKind.OUTBOUND_MESSAGE,
+            message_id=row.id,
+            seq=row.seq,
+            text=row.content,
+            kind=row.kind,
+            reply_to=row.reply_to,
+            turn_id=self.id,
+            created_at=row.created_at,
+        )
+
+    def _emit(self, kind: EventKind, /, **fields: str | int | bool | None) -> None:
+        self._parts.events.emit(kind, agent_id=self._parts.id, channel_id=self._channel_id, **fields)

@@ -1,0 +1,235 @@
+"""The composition root: opens every part in order, inside nested nurseries; leaving them is stopping.
+
+    stores, models, embedding model          outermost: last to close
+      agents                                  turns finish, the rest commits how it stands
+        API, control socket, watcher          innermost: first to stop, so that nothing new comes in
+
+Floor:  app
+Source: design 3; control spec 1.12
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from spacebot.agent.agent import Agent, open_agent
+from spacebot.api.control import control_commands, serve_control
+from spacebot.api.server import serve_api
+from spacebot.base.clock import Clock, monotonic_s
+from spacebot.base.events import EventBus, EventKind
+from spacebot.base.ids import AgentId, new_uuid
+from spacebot.base.paths import InstancePaths
+from spacebot.base.telemetry import kv
+from spacebot.base.tree import NodeKind, NodeState, Tree
+from spacebot.config.model import AgentConfig
+from spacebot.config.store import ConfigStore, FileChange, FileKind, open_watcher
+from spacebot.llm.manager import ModelManager, UsageRecord, open_models
+from spacebot.memory.embedding import OnnxEmbedder
+from spacebot.tools.sandbox import Backend, probe_backend
+
+log = logging.getLogger(__name__)
+
+TURNS_S = 5.0  # running turns get this long to finish when the program stops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyInfo:
+    """What the owner should see once the program accepts messages."""
+
+    urls: tuple[str, ...]
+    model_label: str
+
+
+@dataclass(slots=True)
+class RunningProgram:
+    """The running program as its faces see it."""
+
+    store: ConfigStore
+    events: EventBus
+    models: ModelManager
+    stop: trio.Event
+    by_id: dict[AgentId, Agent] = field(default_factory=dict)
+    visitor: trio.Event = field(default_factory=trio.Event)
+    wants_restart: bool = False
+
+    @property
+    def agents(self) -> Mapping[AgentId, Agent]:
+        """All live agents."""
+        return self.by_id
+
+    @property
+    def default_agent_id(self) -> AgentId:
+        """The agent that is asked where none is named."""
+        return AgentId(self.store.current.default_agent.id)
+
+    async def reload_prompts(self) -> Sequence[str]:
+        """Read all templates and identity files again. Errors: ConfigError; the old ones stay in use."""
+        changed: set[str] = set()
+        for agent in self.by_id.values():
+            changed.update(await agent.reload_prompts())
+        self.events.emit(EventKind.CONFIG_RELOADED, what="prompts")
+        return sorted(changed)
+
+    def reload_config(self) -> None:
+        """Read the configuration again; a broken one is reported and changes nothing."""
+        report = self.store.reload()
+        for warning in report.warnings:
+            log.warning("configuration", extra=kv(warning=warning))
+        self.events.emit(EventKind.CONFIG_RELOADED, what="config", error=report.error)
+
+    def note_visitor(self) -> None:
+        """Somebody is here: what the first message needs may warm up."""
+        self.visitor.set()
+
+    def request_stop(self, *, restart: bool = False) -> None:
+        """Drain and end the program."""
+        self.wants_restart = restart
+        self.stop.set()
+
+
+class _Probe:
+    """Finds out once what can contain commands here."""
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+        self._backend: Backend | None = None
+
+    async def __call__(self) -> Backend:
+        async with self._lock:
+            if self._backend is None:
+                self._backend = await probe_backend()
+            return self._backend
+
+
+async def main(
+    paths: InstancePaths, store: ConfigStore, *, on_ready: Callable[[ReadyInfo], None], debug: bool = False
+) -> int:
+    """Run until stopped; returns the exit code, 0 after an orderly stop, 75 when a restart is wanted.
+
+    Errors: ConfigError, StorageError when a part cannot be opened.
+    """
+    clock, tree, events, stop = Clock(), Tree(), EventBus(), trio.Event()
+    daemon = tree.add(NodeKind.DAEMON, f"pid {os.getpid()}", node_id="daemon")
+    daemon.state = NodeState.RUNNING
+    agents: dict[AgentId, Agent] = {}
+
+    def note_usage(record: UsageRecord) -> None:
+        if record.agent_id is not None and (agent := agents.get(AgentId(record.agent_id))) is not None:
+            agent.note_usage(record)
+
+    async with AsyncExitStack() as stack:
+        models = await stack.enter_async_context(open_models(lambda: store.current.llm, record_usage=note_usage))
+        embedder, probe = OnnxEmbedder(), _Probe()
+        program = RunningProgram(store, events, models, stop, by_id=agents)
+        for config in store.current.agents:
+            agents[AgentId(config.id)] = await stack.enter_async_context(
+                open_agent(
+                    partial(_settings, store, config),
+                    llm=lambda: store.current.llm,
+                    instance=paths,
+                    models=models,
+                    embedder=embedder,
+                    probe=probe,
+                    tree=tree,
+                    parent=daemon,
+                    events=events,
+                    clock=clock,
+                )
+            )
+        await _serve(program, paths, tree, on_ready=on_ready, probe=probe)
+        log.info("stopping", extra=kv(agents=len(agents)))
+        async with trio.open_nursery() as nursery:
+            for agent in agents.values():
+                nursery.start_soon(agent.drain, TURNS_S)
+        events.close()
+    return 75 if program.wants_restart else 0
+
+
+def _settings(store: ConfigStore, started_with: AgentConfig) -> AgentConfig:
+    """The agent's table as it is now; an agent that left the file keeps its last one until a restart."""
+    return next((agent for agent in store.current.agents if agent.id == started_with.id), started_with)
+
+
+async def _serve(
+    program: RunningProgram,
+    paths: InstancePaths,
+    tree: Tree,
+    *,
+    on_ready: Callable[[ReadyInfo], None],
+    probe: _Probe,
+) -> None:
+    """Let people in until somebody asks to stop."""
+    api, run_id, started = program.store.current.api, new_uuid(), monotonic_s()
+    async with trio.open_nursery() as nursery:
+        urls: tuple[str, ...] = ()
+        if api.enabled:
+            urls = await nursery.start(
+                partial(serve_api, program, api, events=program.events, tree=tree, run_id=run_id, stop=program.stop)
+            )
+        label = program.agents[program.default_agent_id].model_label
+        commands = control_commands(
+            program, tree=tree, events=program.events, store=program.store, run_id=run_id, started_at=started, urls=urls
+        )
+        await nursery.start(serve_control, paths.socket, commands)
+        nursery.start_soon(_watch_signals, program)
+        nursery.start_soon(_watch_files, program, paths)
+        nursery.start_soon(_warm_up, program, probe)
+        on_ready(ReadyInfo(urls=urls, model_label=label))
+        await program.stop.wait()
+        nursery.cancel_scope.deadline = trio.current_time() + 4.0
+        nursery.cancel_scope.shield = False
+
+
+async def _warm_up(program: RunningProgram, probe: _Probe) -> None:
+    """Load what the first conversation needs as soon as somebody is there; until then the program stays small."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_wait_for_message, program)
+        await program.visitor.wait()
+        nursery.cancel_scope.cancel()
+    await program.models.warm_up(program.store.current.agents)
+    for agent in program.agents.values():
+        await agent.memory.warm_up()
+    await probe()
+
+
+async def _wait_for_message(program: RunningProgram) -> None:
+    with program.events.subscribe(frozenset({EventKind.INBOUND_MESSAGE})) as messages:
+        await messages.receive()
+    program.note_visitor()
+
+
+async def _watch_signals(program: RunningProgram) -> None:
+    """TERM and INT drain, a second one ends at once; HUP reads the configuration again."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                program.reload_config()
+            elif program.stop.is_set():
+                log.warning("stopped at once by a second signal")
+                os._exit(130)
+            else:
+                program.request_stop()
+
+
+async def _watch_files(program: RunningProgram, paths: InstancePaths) -> None:
+    """Follow changes of the configuration, identity files and prompts."""
+
+    async def config_changed(changes: Sequence[FileChange]) -> None:
+        program.reload_config()
+
+    async def prompts_changed(changes: Sequence[FileChange]) -> None:
+        await program.reload_prompts()
+
+    callbacks = {
+        FileKind.CONFIG: config_changed,
+        FileKind.IDENTITY: prompts_changed,
+        FileKind.PROMPT: prompts_changed,
+    }
+    async with open_watcher(paths, lambda: list(program.agents), callbacks):
+        await trio.sleep_forever()
