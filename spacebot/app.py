@@ -143,10 +143,6 @@ async def main(
                 )
             )
         await _serve(program, paths, tree, on_ready=on_ready, probe=probe)
-        log.info("stopping", extra=kv(agents=len(agents)))
-        async with trio.open_nursery() as nursery:
-            for agent in agents.values():
-                nursery.start_soon(agent.drain, TURNS_S)
         events.close()
     return 75 if program.wants_restart else 0
 
@@ -164,26 +160,29 @@ async def _serve(
     on_ready: Callable[[ReadyInfo], None],
     probe: _Probe,
 ) -> None:
-    """Let people in until somebody asks to stop."""
+    """Let people in until somebody asks to stop; then nobody comes in, and running turns may finish."""
     api, run_id, started = program.store.current.api, new_uuid(), monotonic_s()
-    async with trio.open_nursery() as nursery:
-        urls: tuple[str, ...] = ()
-        if api.enabled:
-            urls = await nursery.start(
-                partial(serve_api, program, api, events=program.events, tree=tree, run_id=run_id, stop=program.stop)
+    async with trio.open_nursery() as faces:
+        async with trio.open_nursery() as serving:
+            urls: tuple[str, ...] = ()
+            if api.enabled:
+                urls = await serving.start(
+                    partial(serve_api, program, api, events=program.events, tree=tree, run_id=run_id, stop=program.stop)
+                )
+            commands = control_commands(
+                program, tree=tree, events=program.events, store=program.store, run_id=run_id, started_at=started, urls=urls
             )
-        label = program.agents[program.default_agent_id].model_label
-        commands = control_commands(
-            program, tree=tree, events=program.events, store=program.store, run_id=run_id, started_at=started, urls=urls
-        )
-        await nursery.start(serve_control, paths.socket, commands)
-        nursery.start_soon(_watch_signals, program)
-        nursery.start_soon(_watch_files, program, paths)
-        nursery.start_soon(_warm_up, program, probe)
-        on_ready(ReadyInfo(urls=urls, model_label=label))
-        await program.stop.wait()
-        nursery.cancel_scope.deadline = trio.current_time() + 4.0
-        nursery.cancel_scope.shield = False
+            await faces.start(serve_control, paths.socket, commands)
+            faces.start_soon(_watch_signals, program)
+            faces.start_soon(_watch_files, program, paths)
+            faces.start_soon(_warm_up, program, probe)
+            on_ready(ReadyInfo(urls=urls, model_label=program.agents[program.default_agent_id].model_label))
+            await program.stop.wait()
+        log.info("stopping", extra=kv(agents=len(program.agents)))
+        async with trio.open_nursery() as draining:
+            for agent in program.by_id.values():
+                draining.start_soon(agent.drain, TURNS_S)
+        faces.cancel_scope.cancel()
 
 
 async def _warm_up(program: RunningProgram, probe: _Probe) -> None:

@@ -29,7 +29,7 @@ from spacebot.llm.messages import Usage
 from spacebot.messaging.messages import Attachment, Author, InboundMessage, OutboundKind, ReplyPreview
 from spacebot.storage.database import Connection, Database, Row
 
-MAX_ATTEMPTS = 3  # turns that may die with a message before it is given up as the likely cause
+MAX_ATTEMPTS = 20  # turns that may die with a message before it is given up as the likely cause; a crash loop ends there
 RESTART_REASON = "interrupted by a restart"
 
 
@@ -674,6 +674,7 @@ def _relay(c: Connection, result_ids: Iterable[str], turn_id: TurnId | None, now
 
 def _recover(c: Connection, now: str) -> Recovery:
     c.execute("UPDATE turns SET state = 'interrupted', completed_at = ? WHERE state = 'running'", (now,))
+    _drop_children_of_dead_turns(c, now)
     c.execute(
         "UPDATE ledger SET state = 'failed', reason = ?, updated_at = ? WHERE state = 'in_turn' AND attempts >= ?",
         (f"given up: {MAX_ATTEMPTS} turns with it died", now, MAX_ATTEMPTS),
@@ -725,6 +726,18 @@ def _recover(c: Connection, now: str) -> Recovery:
         for row in c.execute("SELECT DISTINCT channel_id FROM pending_results WHERE relayed_at IS NULL")
     )
     return Recovery(messages=messages, branches=branches, workers=tuple(resumed), channels_with_results=waiting)
+
+
+def _drop_children_of_dead_turns(c: Connection, now: str) -> None:
+    """End what a turn started that died before it said anything: the turn is taken again and starts it anew."""
+    dead = (
+        "completed_at IS NULL AND turn_id IN (SELECT t.id FROM turns t WHERE t.state = 'interrupted' AND NOT EXISTS "
+        "(SELECT 1 FROM conversation_messages m WHERE m.channel_id = t.channel_id AND m.turn_id = t.id "
+        "AND m.kind = 'text'))"
+    )
+    reason = "its turn was interrupted and is taken again"
+    c.execute(f"UPDATE branch_runs SET state = 'cancelled', conclusion = ?, completed_at = ? WHERE {dead}", (reason, now))
+    c.execute(f"UPDATE worker_runs SET state = 'cancelled', result = ?, completed_at = ? WHERE {dead}", (reason, now))
 
 
 def _fate(c: Connection, message_id: str) -> Fate | None:

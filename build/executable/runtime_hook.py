@@ -1,4 +1,4 @@
-"""First code of the frozen program: gives child processes the environment that the person had.
+"""First code of the frozen program: sets the environment right, for libraries and for child processes.
 
 The frozen start-up lets the dynamic linker find the bundled libraries through LD_LIBRARY_PATH and keeps the old value
 aside. Our own process has read it by now. A shell, browser or git that we start must not load our libraries.
@@ -12,3 +12,7 @@ elif "LD_LIBRARY_PATH" in os.environ:
     del os.environ["LD_LIBRARY_PATH"]
 for name in [name for name in os.environ if name.startswith("_PYI_")]:
     del os.environ[name]
+
+# The ONNX runtime otherwise makes a device id under ~/.cache/Microsoft and reports to its maker over the network. It
+# reads this when it is imported; its disable_telemetry_events() comes too late. Seen in onnxruntime 1.31.1.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

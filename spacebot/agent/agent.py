@@ -8,12 +8,13 @@ Source: design 3 and 4, process spec 2 and 3
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import trio
 
 from spacebot.agent.channel import Channel
-from spacebot.agent.parts import AgentParts
+from spacebot.agent.parts import AgentParts, ModelSource
 from spacebot.agent.prompts import load_prompts
 from spacebot.base.clock import Clock
 from spacebot.base.errors import RefusedError, StorageError
@@ -21,11 +22,12 @@ from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import AgentId, ConversationId
 from spacebot.base.paths import InstancePaths, bundled_prompts, package_file
 from spacebot.base.telemetry import kv
+from spacebot.base.text import clean_unicode
 from spacebot.base.tree import Node, NodeKind, NodeState, Tree
 from spacebot.config.model import AgentConfig, LlmConfig
 from spacebot.conversations import Accepted, Conversations, Journalled
-from spacebot.llm.manager import ModelManager, UsageRecord
-from spacebot.llm.messages import Usage
+from spacebot.llm.manager import UsageRecord
+from spacebot.llm.messages import ProcessKind, Usage
 from spacebot.llm.routing import model_names
 from spacebot.memory.embedding import Embedder
 from spacebot.memory.memory import AgentMemory, open_memory
@@ -69,13 +71,14 @@ class Agent:
     @property
     def model_label(self) -> str:
         """The model that its channels talk with."""
-        return model_names(self._parts.settings().routing, self._llm()).channel
+        return model_names(ProcessKind.CHANNEL, None, self._parts.settings().routing, self._llm())[0]
 
     async def accept(self, message: InboundMessage) -> Accepted:
         """Journal a message and hand it to its channel.
 
         Errors: RefusedError when it is too long; StorageError, then it was not accepted.
         """
+        message = _clean(message)
         if len(message.text) > MAX_TEXT:
             raise RefusedError(f"the message has {len(message.text)} characters; send at most {MAX_TEXT}, or a file")
         accepted = await self._parts.conversations.accept(message)
@@ -197,6 +200,20 @@ class Agent:
         )
 
 
+def _clean(message: InboundMessage) -> InboundMessage:
+    """A message that UTF-8 can hold, wherever its texts go: rows, prompts, events."""
+    reply_to = message.reply_to
+    return replace(
+        message,
+        text=clean_unicode(message.text),
+        author=replace(message.author, id=clean_unicode(message.author.id), name=clean_unicode(message.author.name)),
+        reply_to=reply_to and replace(reply_to, author=clean_unicode(reply_to.author), text=clean_unicode(reply_to.text)),
+        attachments=tuple(replace(a, filename=clean_unicode(a.filename)) for a in message.attachments),
+        server_name=message.server_name and clean_unicode(message.server_name),
+        channel_name=message.channel_name and clean_unicode(message.channel_name),
+    )
+
+
 def _entry(record: UsageRecord) -> tuple[str, str | None, str | None, str, Usage]:
     return str(record.process), record.node_id, record.channel_id, record.model, record.usage
 
@@ -207,7 +224,7 @@ async def open_agent(
     *,
     llm: Callable[[], LlmConfig],
     instance: InstancePaths,
-    models: ModelManager,
+    models: ModelSource,
     embedder: Embedder,
     probe: Callable[[], Awaitable[Backend]],
     tree: Tree,

@@ -9,13 +9,15 @@ Floor:   agent
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Any
 
 from spacebot.agent.guard import LoopGuard
 from spacebot.base.errors import ContextOverflowError, SpacebotError, ToolError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.redaction import scrub
+from spacebot.base.text import clean_unicode
 from spacebot.base.tree import Node
 from spacebot.llm.history import drop_oldest, fit, repair
 from spacebot.llm.messages import (
@@ -24,6 +26,7 @@ from spacebot.llm.messages import (
     ModelReply,
     ModelRequest,
     OnDelta,
+    Part,
     ProcessKind,
     Role,
     SystemBlock,
@@ -142,7 +145,7 @@ class Engine:
                 node=self.node,
             )
             try:
-                return await self.model.complete(request, on_delta)
+                return _clean(await self.model.complete(request, on_delta))
             except ContextOverflowError:
                 cut = drop_oldest(messages, OVERFLOW_DROP)
                 if attempt == OVERFLOW_RETRIES or cut == 0:
@@ -167,7 +170,7 @@ class Engine:
         else:
             output = await self._guarded(call)
             output = ToolOutput(
-                self.guard.after(call, capped(output.text)), is_error=output.is_error, ends_turn=output.ends_turn
+                self.guard.after(call, capped(clean_unicode(output.text))), is_error=output.is_error, ends_turn=output.ends_turn
             )
         self.node.progress()
         self._tell(EventKind.TOOL_COMPLETED, call, is_error=output.is_error)
@@ -198,6 +201,30 @@ class Engine:
             call_id=call.id,
             **fields,
         )
+
+
+def _clean(reply: ModelReply) -> ModelReply:
+    """An answer that UTF-8 can hold: models write halves of surrogate pairs, as JSON escapes above all."""
+
+    def clean(value: Any) -> Any:
+        match value:
+            case str():
+                return clean_unicode(value)
+            case dict():
+                return {clean(key): clean(item) for key, item in value.items()}
+            case list():
+                return [clean(item) for item in value]
+        return value
+
+    def clean_part(part: Part) -> Part:
+        match part:
+            case Text(text):
+                return Text(clean_unicode(text))
+            case ToolCall(call_id, name, arguments, raw):
+                return ToolCall(clean_unicode(call_id), clean_unicode(name), clean(arguments), clean_unicode(raw))
+        return part
+
+    return replace(reply, parts=tuple(clean_part(part) for part in reply.parts))
 
 
 def last_words(messages: list[ModelMessage]) -> str:

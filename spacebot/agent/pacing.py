@@ -40,6 +40,7 @@ class Pacing:
     def __init__(self) -> None:
         self._messages: deque[Journalled] = deque()
         self._known: set[MessageId] = set()
+        self._taken: deque[MessageId] = deque(maxlen=2 * HELD)
         self._results: dict[str, PendingResult] = {}
         self._first_at = 0.0
         self._window_ends = 0.0
@@ -54,10 +55,13 @@ class Pacing:
         return not self._messages and not self.has_overflowed and self._results_due == math.inf
 
     def add_message(self, message: Journalled, now: float, config: CoalesceConfig) -> None:
-        """Note a message; a full queue leaves it to the journal."""
-        if message.id in self._known:
+        """Note a message; a full queue leaves it to the journal, and with it all that follow.
+
+        One that is known, also as dealt with, is passed over: the journal may hand out what came by itself.
+        """
+        if message.id in self._known or message.id in self._taken:
             return
-        if len(self._messages) >= HELD:
+        if self.has_overflowed or len(self._messages) >= HELD:
             self.has_overflowed = True
             return
         if not self._messages:
@@ -91,9 +95,10 @@ class Pacing:
             return None
         messages: list[Journalled] = []
         if self._messages and (self._window_ends <= now or self._results_due <= now):
-            while self._messages and len(messages) < BATCH:
-                messages.append(self._messages.popleft())
+            waiting = sorted(self._messages, key=lambda message: message.seq)  # tasks hand in in any order
+            messages, self._messages = waiting[:BATCH], deque(waiting[BATCH:])
             self._known.difference_update(message.id for message in messages)
+            self._taken.extend(message.id for message in messages)
         self._retriggers = 0 if messages else self._retriggers + 1
         results = tuple(self._results.values())
         self._results.clear()
@@ -102,7 +107,7 @@ class Pacing:
 
     def give_back(self, work: Work, now: float) -> None:
         """Take work back that could not be dealt with; it is tried again after a pause."""
-        self._messages.extendleft(reversed(work.messages))
+        self._messages.extendleft(reversed(work.messages))  # they are noted as dealt with, so nothing adds them again
         self._known.update(message.id for message in work.messages)
         self._window_ends = min(self._window_ends, now)
         self._not_before = now + RETRY_S

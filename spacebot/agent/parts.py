@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import tzinfo
 from functools import lru_cache
+from typing import Protocol
 
 from spacebot.agent.prompts import Prompts
 from spacebot.base.clock import Clock, parse_zone
@@ -23,9 +24,24 @@ from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import Memory, Viewer
 from spacebot.tools.sandbox import Backend, Containment
 
-
 BULLETIN_MEMORIES = 12
 BULLETIN_LINE_BYTES = 240
+
+
+class AgentModel(Model, Protocol):
+    """The model of one agent, which also knows how much it reads."""
+
+    def context_window(self, process: ProcessKind) -> int:
+        """Tokens that a request of this kind of process may have, answer included."""
+        ...
+
+
+class ModelSource(Protocol):
+    """Where agents get their models: the model manager, or a script in tests."""
+
+    def for_agent(self, settings: Callable[[], AgentConfig]) -> AgentModel:
+        """The model of one agent; its settings are read anew at each call."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ Floor: agent
 import json
 import re
 
-from spacebot.base.redaction import safe_length, scrub
+from spacebot.base.redaction import find_secret, safe_length, scrub
+from spacebot.base.text import clean_unicode
 
 _START = re.compile(r'"content"\s*:\s*"')
 _COMPLETE = re.compile(r'(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|[\n\r\t])*')
@@ -22,9 +23,12 @@ class ReplyReader:
         self._raw = ""
         self._start: int | None = None
 
-    def feed(self, fragment: str) -> str | None:
-        """Take a fragment; returns the whole text that may be shown so far, None before it begins."""
+    def add(self, fragment: str) -> None:
+        """Take a fragment."""
         self._raw += fragment
+
+    def text(self) -> str | None:
+        """The whole text that may be shown so far, None before it begins; reads all of it, so not for each fragment."""
         if self._start is None:
             match = _START.search(self._raw)
             if match is None:
@@ -38,4 +42,5 @@ class ReplyReader:
             return None
         if text and "\ud800" <= text[-1] <= "\udbff":  # half of a pair; the rest is on its way
             text = text[:-1]
-        return scrub(text[: safe_length(text)])
+        shown = scrub(clean_unicode(text[: safe_length(text)]))
+        return None if find_secret(shown) else shown  # an encoded one; the reply will be refused

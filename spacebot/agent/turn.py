@@ -110,17 +110,16 @@ class Turn:
             return TurnState.DONE, None, None
         if self._skipped is not None:
             return TurnState.SKIPPED, self._skipped or "nothing to say", None
-        if result.text and not is_tool_syntax(result.text):
+        if words := content_of(result.text) if is_tool_syntax(result.text) else result.text:
             try:
-                check_outgoing(result.text)
+                check_outgoing(words)
             except ToolError as error:
                 return TurnState.FAILED, str(error), "Sorry, I could not answer: my answer held something secret."
-            await self.reply(result.text)
+            await self.reply(words)
             return TurnState.DONE, None, None
-        if result.text and (content := content_of(result.text)):
-            await self.reply(scrub(content))
-            return TurnState.DONE, None, None
-        if result.ending is Ending.BUDGET and not self._work.is_retrigger:
+        if self._work.is_retrigger:  # nobody was told, so the results are kept for another try
+            return TurnState.FAILED, "nothing was said about the finished work", None
+        if result.ending is Ending.BUDGET:
             reason = f"no answer within {self._parts.settings().max_turns} model calls"
             return TurnState.FAILED, reason, f"Sorry, I could not finish that: {reason}."
         return TurnState.SKIPPED, "the model had nothing to say", None
@@ -143,12 +142,12 @@ class Turn:
         )
         budget = RETRIGGER_BUDGET if self._work.is_retrigger else parts.settings().max_turns
         messages = [*self._history, self.prompt]
-        result = await engine.run(messages, budget=budget, on_delta=self._on_delta)
+        result = await engine.run(messages, budget=budget, on_delta=self._on_delta, on_step=self._next_step)
         for _ in range(CORRECTIONS):
             if result.ending is not Ending.TEXT or self._replies or not is_tool_syntax(result.text):
                 break
             messages.append(ModelMessage.user(parts.prompts.render("fragments/tool_syntax")))
-            result = await engine.run(messages, budget=2, on_delta=self._on_delta)
+            result = await engine.run(messages, budget=2, on_delta=self._on_delta, on_step=self._next_step)
         return result
 
     def _tools(self) -> dict[str, Tool]:
@@ -233,6 +232,10 @@ class Turn:
         """Note that nothing will be said."""
         self._skipped = reason
 
+    async def _next_step(self) -> None:
+        """Forget the reply that was being written: the next answer counts its calls anew."""
+        self._reader = None
+
     def _on_delta(self, delta: StreamDelta) -> None:
         """Show a growing reply, some times a second."""
         if isinstance(delta, Restart):
@@ -240,9 +243,9 @@ class Turn:
         elif isinstance(delta, ArgumentsDelta) and delta.name == "reply":
             if self._reader is None or self._reader[0] != delta.index:
                 self._reader = (delta.index, ReplyReader())
-            text = self._reader[1].feed(delta.fragment)
-            now = monotonic_s()
-            if text and now - self._shown_at >= DELTA_S:
+            reader, now = self._reader[1], monotonic_s()
+            reader.add(delta.fragment)
+            if now - self._shown_at >= DELTA_S and (text := reader.text()):
                 self._shown_at = now
                 self._emit(EventKind.OUTBOUND_DELTA, turn_id=self.id, reply_to=self.reply_to, text=text)
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 MASK = "[secret removed]"
 MIN_LITERAL = 8  # shorter configured values are too common in ordinary text to be searched for
-LONGEST = 256  # characters a stream holds back, at most, while it may be inside a key
+LONGEST = 4096  # characters a stream holds back, at most, while it may be inside a key
 
 _SHAPES: dict[str, re.Pattern[str]] = {
     "private key": re.compile(
@@ -24,7 +24,7 @@ _SHAPES: dict[str, re.Pattern[str]] = {
     "openai key": re.compile(r"\bsk-(?:proj-)?[A-Za-z0-9_-]{20,}"),
     "github token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})"),
     "google key": re.compile(r"\bAIza[A-Za-z0-9_-]{35}"),
-    "chat bot token": re.compile(r"\b[MN][A-Za-z0-9_-]{23,}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,}"),
+    "chat bot token": re.compile(r"\b[MN][A-Za-z0-9_-]{23,30}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,}"),
     "workspace token": re.compile(r"\bx(?:ox[bapr]|app)-[A-Za-z0-9-]{10,}"),
     "bot token": re.compile(r"(?<![\w:])\d{8,10}:[A-Za-z0-9_-]{35}(?![\w-])"),
     "search key": re.compile(r"\bBSA[A-Za-z0-9_-]{20,}"),
@@ -32,7 +32,11 @@ _SHAPES: dict[str, re.Pattern[str]] = {
 }
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")
 _HEX = re.compile(r"\b[0-9a-fA-F]{40,}\b")
-_LEADS = ("sk-", "gh", "github_pat_", "AIza", "xox", "xapp", "BSA", "AKIA", "-----BEGIN")
+_LEADS = ("sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "AIza", "xox", "xapp", "BSA", "AKIA", "-----BEGIN")
+# The word that a text ends with may become a key: it has a lead, the form of a bot's token, or looks encoded.
+_OPEN = re.compile(
+    r"sk-|gh[pousr]_|github_pat_|AIza|xox|xapp|BSA|AKIA|\d{8,10}:|\b[MN][A-Za-z0-9_-]{9}|[A-Za-z0-9+/_%=.-]{24}"
+)
 
 _literals: set[str] = set()
 
@@ -95,10 +99,9 @@ def safe_length(text: str) -> int:
     start = max(0, len(text) - LONGEST)
     tail = text[start:]
     cut = len(tail)
-    for lead in _LEADS:
-        position = tail.rfind(lead)
-        if position >= 0 and not any(c.isspace() for c in tail[position:].removeprefix("-----BEGIN")):
-            cut = min(cut, position)
+    word = max(tail.rfind(blank) for blank in " \n\t") + 1
+    if match := _OPEN.search(tail, word):
+        cut = match.start()
     for lead in (*_LEADS, *_literals):
         for size in range(min(len(lead) - 1, len(tail)), 0, -1):
             if tail.endswith(lead[:size]):

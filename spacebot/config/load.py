@@ -193,8 +193,9 @@ class _Reader:
             return [item for item in items if item is not _ABSENT]
         if not isinstance(value, str):
             return value
-        is_reference = value.startswith(("env:", "secret:"))
-        text: str | None = self._resolve_text(value.strip(), path, quiet=quiet) if is_reference else value or None
+        text: str | None = value or None
+        if value.startswith(("env:", "secret:")):
+            text = self._resolve_text(value.strip(), path, quiet=quiet)
         if text and _is_secret(path):
             register_secret(text)
         return _ABSENT if text is None else text
@@ -203,8 +204,8 @@ class _Reader:
         kind, _, name = reference.partition(":")
         self._references[path] = reference
         if kind == "env":
-            if value := self._environ.get(name, "").strip():
-                return value
+            if found := self._environ.get(name, "").strip():
+                return found
             reason = f"environment variable {name} is not set"
         else:
             if value := self._resolve_secret(name):

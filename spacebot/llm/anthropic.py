@@ -88,6 +88,7 @@ class AnthropicDialect:
         """Import the SDK: about two seconds of CPU, so never on the loop."""
         import anthropic  # noqa: F401
 
+        self._transport.prepare()
         self.is_loaded = True
 
     async def complete(self, request: ModelRequest, target: Target, on_delta: OnDelta) -> ModelReply:
@@ -179,13 +180,13 @@ def to_wire(request: ModelRequest, target: Target, tools: ToolsCache, *, retenti
             rendered[-1]["cache_control"] = mark
         return rendered
 
-    variant = ("none", "short", "long").index(retention) if mark else 0
+    variant = len(mark) if mark else 0  # the same tools may be wanted with either mark, or none
     return splice(body, "tools", tools.get(request.tools, variant, render))
 
 
 def _cache_mark(retention: str, target: Target) -> dict[str, str] | None:
     if retention == "none" or not target.entry.cache_marks:
-        return None
+        return None  # any unknown word means `short`
     if retention == "long" and urlsplit(target.base_url).hostname == OFFICIAL_HOST:
         return {"type": "ephemeral", "ttl": "1h"}
     return {"type": "ephemeral"}

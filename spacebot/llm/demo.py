@@ -9,7 +9,7 @@ Floor:  llm
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -21,10 +21,9 @@ from spacebot.llm.demo_talk import (
     FILE,
     HELLO,
     HELP,
-    LINE,
     MARKER,
+    MENTION,
     NOW,
-    NUMBERS,
     PHRASES,
     QUESTION,
     RECALL,
@@ -33,8 +32,11 @@ from spacebot.llm.demo_talk import (
     RUNNING,
     SAVE,
     STATE,
-    STATEMENTS,
     THANKS,
+    as_seen_by_others,
+    parse_lines,
+    parse_statement,
+    parse_task,
 )
 from spacebot.llm.dialect import Target
 from spacebot.llm.history import estimate_tokens
@@ -57,6 +59,8 @@ from spacebot.llm.messages import (
 
 PIECE = 24  # characters of a delta
 RELAYED = 2000  # characters of a result that are passed on
+
+RECALLED = 3  # memories that a branch concludes with
 
 
 class DemoDialect:
@@ -109,8 +113,8 @@ def respond(request: ModelRequest) -> list[Part]:
     for number, step in enumerate(steps):
         if isinstance(step, _Use):
             if step.tool not in offered:
-                if step.tool == "reply":
-                    parts.append(Text(step.arguments["content"]))
+                if words := step.words:
+                    parts.append(Text(words))
                 continue
             raw = json.dumps(step.arguments, ensure_ascii=False)
             parts.append(ToolCall(f"demo_{len(request.messages)}_{number}", step.tool, dict(step.arguments), raw))
@@ -123,6 +127,15 @@ def respond(request: ModelRequest) -> list[Part]:
 class _Use:
     tool: str
     arguments: Mapping[str, str]
+
+    @property
+    def words(self) -> str | None:
+        """What is said in plain text when the tool is not offered."""
+        return self.arguments.get("content" if self.tool == "reply" else "status") if self._is_final else None
+
+    @property
+    def _is_final(self) -> bool:
+        return self.tool == "reply" or self.arguments.get("kind") == "outcome"
 
 
 _Step = _Use | Text
@@ -145,9 +158,9 @@ def _channel(request: ModelRequest) -> Iterator[_Step]:
     if relayed := [_relay(state, text) for _, _, state, text in RESULT.findall(prompt)]:
         yield _Use("reply", {"content": MARKER + "\n".join(relayed)})
         return
-    lines = _lines(prompt.strip())
+    lines = parse_lines(prompt.strip())
     for name, text in lines:
-        if steps := list(_rule(name, text, now)):
+        if steps := list(_rule(name, MENTION.sub("", text), now)):
             yield from steps
             return
     if len({name for name, _ in lines}) > 1 and not any(ADDRESSED.search(text) for _, text in lines):
@@ -169,16 +182,16 @@ def _rule(name: str, text: str, now: str) -> Iterator[_Step]:
     elif told := ROUTE.fullmatch(text):
         worker = next((process_id for kind, process_id in running if kind == "Worker"), None)
         if worker is not None:
-            yield _Use("route", {"worker_id": worker, "message": _task(told[1]) or told[1]})
+            yield _Use("route", {"worker_id": worker, "message": parse_task(told[1]) or told[1]})
         yield _reply("told") if worker else _reply("idle")
-    elif task := _task(text):
+    elif task := parse_task(text):
         yield _Use("spawn_worker", {"task": task})
         yield _reply("on it", task=text.rstrip("."))
-    elif memory := _statement(name, text):
+    elif memory := parse_statement(name, text):
         yield _Use("branch", {"description": memory})
         yield _Use("skip", {"reason": "the branch will tell"})
     elif QUESTION.fullmatch(text):
-        yield _Use("branch", {"description": f"Recall from memory: {_as_seen_by_others(name, text)}"})
+        yield _Use("branch", {"description": f"Recall from memory: {as_seen_by_others(name, text)}"})
         yield _Use("skip", {"reason": "the branch will tell"})
     elif HELLO.fullmatch(text):
         yield _reply("hello", name=f" {name}" if name else "")
@@ -194,7 +207,8 @@ def _branch(request: ModelRequest) -> Iterator[_Step]:
         text = f"Noted: {save[2].strip()}"
         yield Text(f"Could not save it: {_words(results[-1].text)}" if results[-1].is_error else text)
     elif results:
-        yield Text(_words(results[-1].text) or "Nothing found in memory.")
+        found = _words(results[-1].text).splitlines()[:RECALLED]
+        yield Text("\n".join(found) or "Nothing found in memory.")
     elif save:
         yield _Use("memory_save", {"content": save[2].strip(), "memory_type": save[1]})
     elif recall:
@@ -205,18 +219,17 @@ def _branch(request: ModelRequest) -> Iterator[_Step]:
 
 def _worker(request: ModelRequest) -> Iterator[_Step]:
     results = _newest_results(request)
-    if results and len(results) < 2 and "outcome" in _newest_arguments(request):
-        yield Text(_words(results[-1].text))
+    if results and (account := _newest_outcome(request)):
+        yield Text(account)
         return
     if results:
         text = _words(results[-1].text) or "finished without output"
         result = "failed" if results[-1].is_error else "done"
         yield _Use("set_status", {"status": text, "kind": "outcome", "result": result})
-        yield Text(text)
         return
     system = "\n".join(block.text for block in request.system)
     asked = last_user_text(request.messages)
-    for source in (asked, _task(asked) or "", system):
+    for source in (asked, parse_task(asked) or "", system):
         if command := _last(COMMAND, source):
             yield _Use("set_status", {"status": f"running {command[2][:80]}"})
             patience = {"timeout_seconds": command[1]} if command[1] else {}
@@ -228,38 +241,6 @@ def _worker(request: ModelRequest) -> Iterator[_Step]:
             return
     text = "The demo model does not know how to do this."
     yield _Use("set_status", {"status": text, "kind": "outcome", "result": "blocked"})
-    yield Text(text)
-
-
-def _task(text: str) -> str | None:
-    text = text.strip().removesuffix(".")
-    return next((make(match) for shape, make in _TASKS if (match := shape.fullmatch(text))), None)
-
-
-def _command(line: str) -> str:
-    return f"Run this shell command: `{line.strip()}` and report its output."
-
-
-def _wait(match: re.Match[str]) -> str:
-    number = match[1].lower()
-    seconds = int(NUMBERS.get(number, number)) * (60 if match[2].lower().startswith("min") else 1)
-    return (
-        f"Run this shell command ({seconds + 30} s): `sleep {seconds}; echo waited {seconds} s` and report its output."
-    )
-
-
-def _statement(name: str, text: str) -> str | None:
-    if text.rstrip().endswith("?"):
-        return None
-    for shape, sentence, kind in STATEMENTS:
-        if match := re.fullmatch(shape, text.strip().rstrip("."), re.IGNORECASE | re.DOTALL):
-            content = sentence.format(*match.groups(), name=name or "The user")
-            return f"Save to memory ({kind}): {_as_seen_by_others(name, content)}"
-    return None
-
-
-def _as_seen_by_others(name: str, text: str) -> str:
-    return re.sub(r"\bmy\b", f"{name or 'The user'}'s", text, flags=re.IGNORECASE)
 
 
 def _relay(state: str, text: str) -> str:
@@ -269,28 +250,19 @@ def _relay(state: str, text: str) -> str:
     )
 
 
-def _lines(prompt: str) -> list[tuple[str, str]]:
-    """Who said what; a line without a name belongs to the one before."""
-    lines: list[tuple[str, str]] = []
-    for line in prompt.split("\n"):
-        if match := LINE.fullmatch(line) if line.startswith("[") or not lines else None:
-            lines.append((match[1].strip(), match[2].strip()))
-        elif lines:
-            lines[-1] = (lines[-1][0], f"{lines[-1][1]}\n{line}".strip())
-        else:
-            lines.append(("", line.strip()))
-    return lines
-
-
 def _newest_results(request: ModelRequest) -> list[ToolResult]:
     if not request.messages or request.messages[-1].text:
         return []
     return [part for part in request.messages[-1].parts if isinstance(part, ToolResult)]
 
 
-def _newest_arguments(request: ModelRequest) -> str:
-    spoken = (message for message in reversed(request.messages) if message.role is Role.ASSISTANT)
-    return "".join(call.raw_arguments for call in next(spoken).tool_calls)
+def _newest_outcome(request: ModelRequest) -> str | None:
+    """The account that this worker has just given."""
+    spoken = next((message for message in reversed(request.messages) if message.role is Role.ASSISTANT), None)
+    for call in spoken.tool_calls if spoken else ():
+        if call.arguments and call.arguments.get("kind") == "outcome":
+            return str(call.arguments.get("status"))
+    return None
 
 
 def _words(result: str) -> str:
@@ -320,18 +292,3 @@ def _last(shape: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 def _pieces(text: str) -> list[str]:
     return [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
-
-
-_TASKS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = tuple(
-    (re.compile(shape, re.IGNORECASE | re.DOTALL), make)
-    for shape, make in (
-        (r"(?:run|shell|execute)\b(?: the command)?\s*:?\s*`?(.+?)`?", lambda m: _command(m[1])),
-        (r"(?:wait|sleep|work)(?: for)? (\d+|one|a|two|five|ten) ?(second|sec|s|minute|min)s?", lambda m: _wait(m)),
-        (r"count (?:the |all |my )?files.*", lambda m: _command("find . -type f | wc -l")),
-        (r"list (?:the |all |my )?files.*", lambda m: _command("ls -la")),
-        (
-            r"(?:make|create|write) (?:a |the )?file(?: called| named)? ?`?([\w./-]*)`?(?:(?: with| containing|:) (.+))?",
-            lambda m: f"Write the file `{m[1] or 'demo.txt'}` with this content: `{m[2] or 'made by the demo model'}`",
-        ),
-    )
-)

@@ -7,7 +7,7 @@ Source: control spec 2.4, 2.8, 2.13 to 2.15, pitfalls 36 to 38, 54 to 56, 66; pr
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -29,6 +29,7 @@ from spacebot.llm.demo import DemoDialect
 from spacebot.llm.dialect import Dialect, Target
 from spacebot.llm.history import estimate_tokens
 from spacebot.llm.messages import (
+    Image,
     ModelReply,
     ModelRequest,
     OnDelta,
@@ -48,6 +49,7 @@ BACK_OFF_S = 0.5  # doubles with every attempt
 JITTER = 0.25  # share of the pause added at random
 LONGEST_WAIT_S = 30.0  # a provider that wants more patience is left alone
 LEARNED_SHARE = 0.9  # of a refused size is believed to fit; control spec 2.14
+LEAST_CEILING = 4000  # tokens; a smaller one would leave no room to talk, so the refusal had other reasons
 TOTAL_S: Mapping[ProcessKind, float] = MappingProxyType(
     {
         ProcessKind.CHANNEL: 300.0,  # a person is waiting
@@ -94,12 +96,14 @@ class ModelManager:
         *,
         record_usage: RecordUsage | None = None,
         jitter: Callable[[], float] = random.random,
+        sleep: Callable[[float], Awaitable[None]] = trio.sleep,
     ) -> None:
         self._dialects = dialects
         self._nursery = nursery
         self._llm = llm
         self._record_usage = record_usage
         self._jitter = jitter
+        self._sleep = sleep
         self._loading: dict[int, _Loading] = {}
         self._cool_until: dict[str, float] = {}  # by full model name, on the monotonic clock
         self._ceilings: dict[str, int] = {}
@@ -210,7 +214,7 @@ class ModelManager:
                     raise
                 watch.restart()
                 log.info("model call retried", extra=kv(model=target.model, attempt=attempt, pause_s=round(pause_s, 2)))
-                await trio.sleep(pause_s)
+                await self._sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
 
     def _pause_s(self, error: ModelError, attempt: int, *, has_others: bool) -> float | None:
@@ -229,10 +233,10 @@ class ModelManager:
         if isinstance(error, ModelBusyError):
             pause_s = max(settings.routing.rate_limit_cooldown_secs, error.retry_after_s or 0.0)
             self._cool_until[target.model] = max(self._cool_until.get(target.model, 0.0), monotonic_s() + pause_s)
-        elif isinstance(error, ContextOverflowError):
+        elif isinstance(error, ContextOverflowError) and not _has_images(request):
             size = estimate_tokens(request.messages, request.system, request.tools)
             known = self._ceilings.get(target.model, size)
-            self._ceilings[target.model] = min(known, max(1, int(size * LEARNED_SHARE)))
+            self._ceilings[target.model] = min(known, max(LEAST_CEILING, int(size * LEARNED_SHARE)))
 
     def _siblings(self, target: Target) -> list[Target]:
         """A provider's default models, for when it no longer knows the one that was asked for."""
@@ -282,6 +286,11 @@ class ModelManager:
         if name not in self._warned and is_rerouted(name, target):
             self._warned.add(name)
             log.warning("model reached through OpenRouter", extra=kv(asked=name, provider=split_name(name)[0]))
+
+
+def _has_images(request: ModelRequest) -> bool:
+    """Pictures are refused for their bytes, which says nothing about tokens."""
+    return any(isinstance(part, Image) for message in request.messages for part in message.parts)
 
 
 class AgentModel:
@@ -335,7 +344,7 @@ class _Watch:
 async def _load(dialect: Dialect, loading: _Loading) -> None:
     try:
         await trio.to_thread.run_sync(dialect.load)
-    except Exception as error:  # boundary: process
+    except Exception as error:  # boundary: service
         log.error("model library not loaded", exc_info=error)
         loading.error = error
     finally:

@@ -76,6 +76,7 @@ class OpenAiChatDialect:
         """Import the SDK: about a second of CPU, so never on the loop."""
         import openai  # noqa: F401
 
+        self._transport.prepare()
         self.is_loaded = True
 
     async def complete(self, request: ModelRequest, target: Target, on_delta: OnDelta) -> ModelReply:

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from ssl import SSLContext
 from typing import Any
 
 import httpx2
@@ -65,10 +66,21 @@ class Shard:
 class Transport:
     """All HTTP clients towards providers."""
 
-    def __init__(self, stack: AsyncExitStack, new_client: Callable[[], httpx2.AsyncClient]) -> None:
+    def __init__(self, stack: AsyncExitStack, new_client: Callable[[SSLContext], httpx2.AsyncClient]) -> None:
         self._stack = stack
         self._new_client = new_client
         self._shards: list[Shard] = []
+        self._ssl: SSLContext | None = None
+
+    def prepare(self) -> None:
+        """Do what would hold up the loop at the first call, about 130 ms: runs in a worker thread.
+
+        Certificates are read once for all clients, and making one client imports what the others need.
+        """
+        if self._ssl is None:
+            context = httpx2.create_ssl_context()
+            self._new_client(context)
+            self._ssl = context
 
     @asynccontextmanager
     async def shard(self) -> AsyncIterator[Shard]:
@@ -82,16 +94,18 @@ class Transport:
             if shard.limiter.available_tokens > 0:
                 return shard
         if len(self._shards) < SHARDS:
-            client = self._new_client()
+            self.prepare()
+            assert self._ssl is not None
+            client = self._new_client(self._ssl)
             self._stack.push_async_callback(client.aclose)
             self._shards.append(Shard(client, trio.CapacityLimiter(CONNECTIONS)))
             return self._shards[-1]
         return min(self._shards, key=lambda shard: shard.limiter.statistics().tasks_waiting)
 
 
-def _new_client() -> httpx2.AsyncClient:
+def _new_client(ssl: SSLContext) -> httpx2.AsyncClient:
     limits = httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=60)
-    return httpx2.AsyncClient(timeout=TIMEOUT, limits=limits, follow_redirects=False)
+    return httpx2.AsyncClient(verify=ssl, timeout=TIMEOUT, limits=limits, follow_redirects=False)
 
 
 @asynccontextmanager
@@ -167,6 +181,11 @@ def translate(target: Target, sdk: SdkErrors) -> Iterator[None]:
         raise status_error(response.status_code, body, target, response.headers) from error
     except StreamFaultError as error:
         raise status_error(error.status_code, error.body, target) from error
+    except UnicodeError as error:  # headers hold ASCII only
+        text = (
+            f"{target.model}: the key of {target.provider} holds characters that no key has; check {key_advice(target)}"
+        )
+        raise ModelRejectedError(text, model=target.model) from error
     except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL, sdk.base, StreamCutError) as error:
         raise ModelUnavailableError(f"{target.model}: {_trouble(error)}", model=target.model) from error
 

@@ -68,7 +68,7 @@ class IndexPolicy:
     index_rows: int = 20_000  # from here on the table gets an HNSW index, one partition
     flush_after_s: float = 30.0  # nobody waits for the table of a small store; opening it costs 100 MiB
     flush_after_large_s: float = 1.0  # once the table answers, what it lacks is scanned on top
-    flush_rows: int = 256  # so many changes are written at once
+    flush_rows: int = 1000  # so many changes are written at once
     optimize_changes: int = 300  # small fragments double the latency at 50
     optimize_after_s: float = 600.0
 

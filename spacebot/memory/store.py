@@ -40,6 +40,7 @@ COLUMNS = (
     "m.source, m.channel_id, m.user_id, m.message_id, m.is_private, m.permanent"
 )
 UPDATED_FACTOR = 0.5  # what a newer version leaves of an older one's base importance; memory spec 6
+EDGES_PER_HOP = 200  # the strongest; a hub of the graph must not make every recall slow
 FINGERPRINT = 32  # hex digits
 _ORDER = {
     SortBy.RECENT: "m.created_at DESC, m.id",
@@ -439,8 +440,8 @@ def _walk(
             "SELECT a.target_id AS near, a.relation_type, a.weight FROM associations a "
             "WHERE a.source_id IN (SELECT value FROM json_each(:ids)) "
             "UNION ALL SELECT a.source_id, a.relation_type, a.weight FROM associations a "
-            "WHERE a.target_id IN (SELECT value FROM json_each(:ids))",
-            {"ids": json.dumps(frontier)},
+            "WHERE a.target_id IN (SELECT value FROM json_each(:ids)) ORDER BY 3 DESC, 1 LIMIT :edges",
+            {"ids": json.dumps(frontier), "edges": EDGES_PER_HOP},
         ).fetchall()
         met = load(connection, [row["near"] for row in rows if row["near"] not in visited], viewer)
         memories.update(met)

@@ -8,11 +8,12 @@ Floor:   memory; may import base; the only importer of lancedb and pyarrow
 Source:  memory spec 3.3, 3.4 and pitfalls P-02 to P-06, P-15
 """
 
+import ctypes
 import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ TABLE = "memory_embeddings"
 CHUNK = 2000  # ids in one predicate
 KEEP_VERSIONS = timedelta(minutes=10)  # of the table, for readers that are still at work
 EF = 100  # breadth of the graph search; the default finds one in ten less
+M_ARENA_MAX, ARENAS = -8, 2  # malloc.h; must be set before the threads exist
 REFINE = 5  # candidates per wanted row that are compared by their true vectors
 
 
@@ -47,6 +49,7 @@ class LanceTable:
 
     def open(self) -> set[str]:
         """Open or create the table; returns the ids that it holds."""
+        _limit_arenas()
         os.environ.setdefault("LANCE_LOG", "error")  # read at import; otherwise warnings go to standard error
         try:
             import lancedb  # 1.6 s and 100 MiB
@@ -189,6 +192,12 @@ def _quoted(ids: Iterable[str]) -> str:
     if bad := [text for text in texts if not is_uuid(text)]:
         raise StorageError(f"{bad[0]!r} is not a memory id")
     return ", ".join(f"'{text}'" for text in texts)
+
+
+def _limit_arenas() -> None:
+    """Let the library's dozens of threads share two heaps: 245 MiB instead of 377 after 10,000 rows (glibc only)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
 
 @contextmanager

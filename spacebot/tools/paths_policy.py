@@ -102,8 +102,7 @@ class PathPolicy:
             raise ToolError("the path holds a NUL character; send a plain path")
         path = self._base / text  # an absolute text replaces the base
         if not self._is_enforced:
-            whole = Path(os.path.abspath(path))
-            return Place(Path("/"), whole.parts[1:], text or ".", follows_links=True)
+            return Place(Path("/"), path.parts[1:], text or ".", follows_links=True)
         if ".." in path.parts:
             raise ToolError(f"{text!r} has a '..' in it; name the target without parent components")
         shown = self._shown(path)

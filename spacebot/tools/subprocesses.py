@@ -109,6 +109,7 @@ async def run_command(
         `GRACE_S + FINAL_S` seconds if they resist.
     """
     mark = new_uuid()
+    deadline = trio.current_time() + timeout_s
     popen, pipes = _start(invocation, mark)
     stdout, stderr = streams = tuple(_Stream(name, on_output, on_progress) for name in ("stdout", "stderr"))
     sources = tuple(zip(streams, pipes, strict=True))
@@ -122,7 +123,7 @@ async def run_command(
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(_read_all, sources)
-            nursery.start_soon(_time_out, timeout_s, stop)
+            nursery.start_soon(_time_out, deadline, stop)
             nursery.start_soon(_watch_for_question, streams, quiet_s, stop)
             if max_bytes is not None:
                 nursery.start_soon(_watch_size, streams, max_bytes, stop)
@@ -199,6 +200,10 @@ class HeadAndTail:
         self._head = bytearray()
         self._tail = bytearray()
         self.total = 0
+
+    def __len__(self) -> int:
+        """Bytes held."""
+        return len(self._head) + len(self._tail)
 
     def add(self, data: bytes) -> None:
         """Append a piece."""
@@ -341,8 +346,8 @@ async def _read(stream: _Stream, pipe: trio.lowlevel.FdStream) -> None:
             stream.take(data)
 
 
-async def _time_out(timeout_s: float, stop: Callable[[Ending], None]) -> None:
-    await trio.sleep(timeout_s)
+async def _time_out(deadline: float, stop: Callable[[Ending], None]) -> None:
+    await trio.sleep_until(deadline)
     stop(Ending.TIMED_OUT)
 
 

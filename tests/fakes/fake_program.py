@@ -44,7 +44,7 @@ class FakeAgent:
                 sender_id=message.author.id,
                 sender_name=message.author.name,
                 text=message.text,
-                created_at="2026-03-01T12:00:00.000Z",
+                created_at=Clock().text(),
             )
             if self.on_message is not None and self.nursery is not None:
                 self.nursery.start_soon(self.on_message, message, accepted)

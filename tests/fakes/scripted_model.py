@@ -126,7 +126,7 @@ class ScriptedModel:
         context_window: int = 128_000,
     ) -> None:
         scripts = {
-            ProcessKind.CHANNEL: channel,
+            ProcessKind.CHANNEL: channel[0] if len(channel) == 1 and callable(channel[0]) else channel,
             ProcessKind.BRANCH: branch,
             ProcessKind.WORKER: worker,
             ProcessKind.COMPACTOR: compactor,

@@ -69,7 +69,9 @@ def long_talk() -> ModelRequest:
                     ToolCall("b", "reply", None, "{broken"),
                 ),
             ),
-            ModelMessage(Role.USER, (Text("and more"), ToolResult("a.1", "done"), ToolResult("b", "bad", is_error=True))),
+            ModelMessage(
+                Role.USER, (Text("and more"), ToolResult("a.1", "done"), ToolResult("b", "bad", is_error=True))
+            ),
             ModelMessage(Role.ASSISTANT, (Text(""),)),
             ModelMessage(Role.USER, (Text("look \ud800"), Image("image/png", "QUJD"))),
         ),

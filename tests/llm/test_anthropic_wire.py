@@ -18,6 +18,7 @@ from spacebot.llm.messages import (
     ProcessKind,
     Reasoning,
     Role,
+    StreamDelta,
     SystemBlock,
     Text,
     TextDelta,
@@ -37,8 +38,8 @@ def body(request: ModelRequest, retention: str = "short") -> Any:
     return json.loads(to_wire(request, HAIKU, ToolsCache(), retention=retention))
 
 
-def read(stream: bytes, size: int | None = None) -> tuple[ModelReply, list[object]]:
-    reader, deltas = StreamReader(), []
+def read(stream: bytes, size: int | None = None) -> tuple[ModelReply, list[StreamDelta]]:
+    reader, deltas = StreamReader(), list[StreamDelta]()
     for start in range(0, len(stream), size or len(stream)):
         deltas += reader.feed(stream[start : start + (size or len(stream))])
     return reader.reply("m"), deltas
@@ -177,7 +178,9 @@ def test_a_stream_cut_at_every_byte_reads_the_same() -> None:
     assert reply.finish_reason is FinishReason.TOOL_CALLS
     assert reply.usage == Usage(input_tokens=7, output_tokens=9, cache_read_tokens=100)
     assert "".join(d.text for d in deltas if isinstance(d, TextDelta)) == "Grüße, 世界 🦜"
-    assert "".join(d.fragment for d in deltas if isinstance(d, ArgumentsDelta) and d.index == 1) == '{"description": "x"}'
+    assert (
+        "".join(d.fragment for d in deltas if isinstance(d, ArgumentsDelta) and d.index == 1) == '{"description": "x"}'
+    )
     for size in range(2, 40):
         assert read(stream, size) == (reply, deltas)
 
@@ -219,7 +222,9 @@ def test_an_error_in_the_stream_is_told_with_its_status() -> None:
     assert caught.value.status_code == 529
 
 
-@pytest.mark.parametrize("junk", [b"data: {no json}\n\n", b"data: [1]\n\n", b'data: {"type":"content_block_delta"}\n\n'])
+@pytest.mark.parametrize(
+    "junk", [b"data: {no json}\n\n", b"data: [1]\n\n", b'data: {"type":"content_block_delta"}\n\n']
+)
 def test_junk_in_the_stream_is_no_answer(junk: bytes) -> None:
     with pytest.raises(StreamCutError):
         read(junk)
@@ -258,6 +263,4 @@ def test_finish_reasons(word: str, finish: FinishReason) -> None:
 
 def test_system_blocks_alone_make_a_request() -> None:
     request = ModelRequest(process=ProcessKind.CORTEX, system=(SystemBlock("do it"),), messages=())
-    assert body(request)["messages"] == [
-        {"role": "user", "content": [{"type": "text", "text": "…"}]}
-    ]
+    assert body(request)["messages"] == [{"role": "user", "content": [{"type": "text", "text": "…"}]}]

@@ -18,6 +18,7 @@ from spacebot.llm.messages import (
     ProcessKind,
     Reasoning,
     Role,
+    StreamDelta,
     Text,
     TextDelta,
     ToolCall,
@@ -33,9 +34,9 @@ def body(request: ModelRequest, model: str = "openai/gpt-4.1") -> Any:
     return json.loads(to_wire(request, target(model), ToolsCache()))
 
 
-def read(stream: bytes, size: int | None = None) -> tuple[ModelReply, list[object]]:
+def read(stream: bytes, size: int | None = None) -> tuple[ModelReply, list[StreamDelta]]:
     ids = count()
-    reader, deltas = StreamReader(lambda: f"made_{next(ids)}"), []
+    reader, deltas = StreamReader(lambda: f"made_{next(ids)}"), list[StreamDelta]()
     for start in range(0, len(stream), size or len(stream)):
         deltas += reader.feed(stream[start : start + (size or len(stream))])
     return reader.reply("m"), deltas
@@ -150,7 +151,9 @@ def test_a_stream_cut_at_every_byte_reads_the_same() -> None:
     assert reply.finish_reason is FinishReason.TOOL_CALLS
     assert reply.usage == Usage(input_tokens=7, output_tokens=9, cache_read_tokens=100)
     assert "".join(d.text for d in deltas if isinstance(d, TextDelta)) == "Grüße, 世界 🦜"
-    assert "".join(d.fragment for d in deltas if isinstance(d, ArgumentsDelta) and d.index == 1) == '{"description": "x"}'
+    assert (
+        "".join(d.fragment for d in deltas if isinstance(d, ArgumentsDelta) and d.index == 1) == '{"description": "x"}'
+    )
     for size in range(2, 40):
         assert read(stream, size) == (reply, deltas)
 
@@ -175,9 +178,7 @@ def test_a_missing_id_is_made_and_a_missing_index_means_the_newest_call() -> Non
         {"tool_calls": [{"function": {"arguments": '{"content":'}}]},
         {"tool_calls": [{"function": {"arguments": '"x"}'}}]},
     )
-    assert read(stream)[0].message.tool_calls == (
-        ToolCall("made_0", "reply", {"content": "x"}, '{"content":"x"}'),
-    )
+    assert read(stream)[0].message.tool_calls == (ToolCall("made_0", "reply", {"content": "x"}, '{"content":"x"}'),)
 
 
 def test_parallel_calls_that_all_claim_index_0_are_told_apart_by_id() -> None:
@@ -254,7 +255,12 @@ def test_a_finish_reason_ends_a_stream_as_well_as_done() -> None:
 )
 def test_errors_in_the_stream_are_told_with_their_status(error: object, status: int) -> None:
     with pytest.raises(StreamFaultError) as caught:
-        read(stream_of({"content": "hi"}, finish=None, done=False) + b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
+        read(
+            stream_of({"content": "hi"}, finish=None, done=False)
+            + b"data: "
+            + json.dumps({"error": error}).encode()
+            + b"\n\n"
+        )
     assert caught.value.status_code == status
 
 

@@ -7,7 +7,7 @@ from spacebot.config.model import ApiType, LlmConfig, ProviderConfig, RoutingCon
 from spacebot.config.provider_table import provider_table
 from spacebot.llm.messages import ProcessKind
 from spacebot.llm.routing import choose_models, resolve
-from tests.llm.given import KEY, custom, providers
+from tests.llm.given import custom, providers
 
 
 def names(process: ProcessKind, routing: RoutingConfig, llm: LlmConfig, task_type: str | None = None) -> list[str]:
@@ -73,7 +73,7 @@ def test_only_openrouter_configured_serves_other_vendors() -> None:
 @pytest.mark.parametrize(
     ("model", "advice"),
     [
-        ("anthropic/x", "anthropic_key = \"…\" under [llm] in config.toml or the environment variable ANTHROPIC_API_KEY"),
+        ("anthropic/x", 'anthropic_key = "…" under [llm] in config.toml or the environment variable ANTHROPIC_API_KEY'),
         ("ollama/x", "ollama_base_url"),
         ("strange/x", "[llm.provider.strange]"),
         ("openai/", "provider/model"),
@@ -87,7 +87,9 @@ def test_a_missing_provider_says_what_to_write(model: str, advice: str) -> None:
 
 
 def test_a_provider_without_its_key_is_not_configured() -> None:
-    llm = LlmConfig(provider={"openai": ProviderConfig(api_type=ApiType.OPENAI_COMPLETIONS, base_url="http://x.example")})
+    llm = LlmConfig(
+        provider={"openai": ProviderConfig(api_type=ApiType.OPENAI_COMPLETIONS, base_url="http://x.example")}
+    )
     with pytest.raises(ModelRejectedError, match="openai_key"):
         resolve("openai/gpt-4.1", llm)
 
@@ -107,7 +109,9 @@ def test_without_any_provider_the_demo_answers() -> None:
 
 def test_task_overrides_count_for_workers_and_branches_only() -> None:
     llm = providers("openai")
-    routing = RoutingConfig(channel="openai/a", worker="openai/b", branch="openai/c", task_overrides={"coding": "openai/x"})
+    routing = RoutingConfig(
+        channel="openai/a", worker="openai/b", branch="openai/c", task_overrides={"coding": "openai/x"}
+    )
     assert names(ProcessKind.WORKER, routing, llm, "coding") == ["openai/x"]
     assert names(ProcessKind.BRANCH, routing, llm, "coding") == ["openai/x"]
     assert names(ProcessKind.CHANNEL, routing, llm, "coding") == ["openai/a"]

@@ -11,7 +11,12 @@ from spacebot.base.paths import bundled_model
 from spacebot.memory.embedding import Embedder, OnnxEmbedder
 from tests.fakes.fake_embedder import FakeEmbedder
 
-TEXTS = ["The cat sleeps on the sofa.", "A cat is sleeping on the sofa!", "Invoices are due on Friday.", "Grüße, 世界 🎉"]
+TEXTS = [
+    "The cat sleeps on the sofa.",
+    "A cat is sleeping on the sofa!",
+    "Invoices are due on Friday.",
+    "Grüße, 世界 🎉",
+]
 needs_model = pytest.mark.skipif(
     not (bundled_model() / "model.onnx").is_file(), reason="the model is not built: build/model/export.py"
 )

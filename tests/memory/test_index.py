@@ -98,7 +98,12 @@ def test_the_viewer_and_the_type_filter_inside_the_search(make: Open, tmp_path: 
     table.replace([*private, public, goal], [])
     ask = unit(1)
 
-    others = (ROOM, Viewer(), Viewer(channel_id="chat:dm'bob", user_id="bob", is_direct=True), Viewer(channel_id="' OR 1=1 --"))
+    others = (
+        ROOM,
+        Viewer(),
+        Viewer(channel_id="chat:dm'bob", user_id="bob", is_direct=True),
+        Viewer(channel_id="' OR 1=1 --"),
+    )
     for viewer in others:
         assert {n.id for n in table.nearest(ask, viewer, None, 5)} == {public.id, goal.id}
         assert [n.id for n in table.nearest(ask, viewer, "goal", 5)] == [goal.id]
@@ -133,7 +138,9 @@ def test_the_graph_index_gives_the_same_similarities_as_the_scan(tmp_path: Path)
 
 async def fill(memory: AgentMemory, count: int, first: int = 0) -> None:
     for number in range(first, first + count):
-        await memory.save(NewMemory(content=f"Box {number} holds item{number}.", provenance=Provenance(channel_id="chat:room")))
+        await memory.save(
+            NewMemory(content=f"Box {number} holds item{number}.", provenance=Provenance(channel_id="chat:room"))
+        )
 
 
 async def best(memory: AgentMemory, text: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -232,7 +239,7 @@ async def main():
 
 trio.run(main)
 """
-    ended = await trio.run_process([sys.executable, "-c", program], check=False, stderr=subprocess.PIPE)
+    ended = await trio.run_process([sys.executable, "-c", program], check=False, capture_stderr=True)
     assert ended.returncode == -9, ended.stderr
     assert not (tmp_path / "lancedb").exists()
 
@@ -334,5 +341,3 @@ def test_importing_the_memory_loads_no_heavy_library() -> None:
     root = Path(__file__).parents[2]
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
     assert ended.stdout.strip() == "[]"
-
-

@@ -58,7 +58,11 @@ async def test_what_was_saved_is_found_at_once_by_its_words(open_test_memory: Op
 @pytest.mark.skipif(not (bundled_model() / "model.onnx").is_file(), reason="the model is not built")
 async def test_the_real_model_finds_by_meaning(open_test_memory: OpenMemory) -> None:
     async with open_test_memory(embedder=OnnxEmbedder()) as memory:
-        for content in ("Maria's dog is called Rex.", "The invoice is due on Friday.", "We deploy from the main branch."):
+        for content in (
+            "Maria's dog is called Rex.",
+            "The invoice is due on Friday.",
+            "We deploy from the main branch.",
+        ):
             await save(memory, content)
         assert (await found(memory, "What pet does she own?"))[0] == "Maria's dog is called Rex."
         assert (await found(memory, "when must we pay"))[0] == "The invoice is due on Friday."
@@ -67,9 +71,7 @@ async def test_the_real_model_finds_by_meaning(open_test_memory: OpenMemory) -> 
 async def test_memories_survive_a_restart(open_test_memory: OpenMemory) -> None:
     async with open_test_memory() as memory:
         first = await save(memory, "The mascot is a red panda.")
-        second = await save(
-            memory, "The mascot has a hat.", associations=(NewAssociation(target_id=first.memory.id),)
-        )
+        second = await save(memory, "The mascot has a hat.", associations=(NewAssociation(target_id=first.memory.id),))
     async with open_test_memory() as memory:
         assert (await found(memory, "red panda"))[0] == "The mascot is a red panda."
         (edge,) = await memory.associations(second.memory.id)
@@ -82,10 +84,19 @@ async def test_a_direct_chat_is_private_and_a_room_is_not(open_test_memory: Open
         await save(memory, "Ann plans to quit her job.", ANN)
         await save(memory, "The job board is public.", ROOM)
 
-        for viewer in (ROOM.viewer, BOB.viewer, OTHER_ANN.viewer, Viewer(), Viewer(channel_id="chat:room", user_id="ann")):
+        for viewer in (
+            ROOM.viewer,
+            BOB.viewer,
+            OTHER_ANN.viewer,
+            Viewer(),
+            Viewer(channel_id="chat:room", user_id="ann"),
+        ):
             assert await found(memory, "job quit", viewer) == ["The job board is public."]
         for viewer in (ANN.viewer, ANN_ELSEWHERE.viewer, EVERYTHING):
-            assert set(await found(memory, "job quit", viewer)) == {"Ann plans to quit her job.", "The job board is public."}
+            assert set(await found(memory, "job quit", viewer)) == {
+                "Ann plans to quit her job.",
+                "The job board is public.",
+            }
 
 
 @pytest.mark.parametrize("mode", [SearchMode.RECENT, SearchMode.IMPORTANT, SearchMode.TYPED])
@@ -222,7 +233,9 @@ async def test_many_saves_at_once_are_all_found(open_test_memory: OpenMemory) ->
                 nursery.start_soon(save, memory, f"Locker {number} belongs to person{number}.", (ROOM, ANN)[number % 2])
                 nursery.start_soon(save, memory, "Everybody saves this.")
         for number in (0, 1, 57, 99):
-            assert (await found(memory, f"person{number}", ANN.viewer))[0] == f"Locker {number} belongs to person{number}."
+            assert (await found(memory, f"person{number}", ANN.viewer))[
+                0
+            ] == f"Locker {number} belongs to person{number}."
         assert (await memory.stats()).total == 101
 
 
@@ -242,7 +255,15 @@ async def test_a_cancelled_save_leaves_all_or_nothing(open_test_memory: OpenMemo
 
 @pytest.mark.parametrize(
     "evil",
-    ["'; DROP TABLE memories; --", '" OR 1=1 --', "a' OR 'a'='a", 'NEAR("x" *) content:*', "%_\\", "💥\u202e\x00 end", "{{7*7}}"],
+    [
+        "'; DROP TABLE memories; --",
+        '" OR 1=1 --',
+        "a' OR 'a'='a",
+        'NEAR("x" *) content:*',
+        "%_\\",
+        "💥\u202e\x00 end",
+        "{{7*7}}",
+    ],
 )
 async def test_no_argument_reaches_a_query_language(open_test_memory: OpenMemory, evil: str) -> None:
     async with open_test_memory() as memory:
@@ -292,7 +313,11 @@ async def test_listings_have_their_order_and_positional_scores(open_test_memory:
         await memory.flush()
         typed = await memory.recall(
             Query(
-                viewer=EVERYTHING, mode=SearchMode.TYPED, memory_type=MemoryType.FACT, sort_by=SortBy.MOST_ACCESSED, limit=2
+                viewer=EVERYTHING,
+                mode=SearchMode.TYPED,
+                memory_type=MemoryType.FACT,
+                sort_by=SortBy.MOST_ACCESSED,
+                limit=2,
             )
         )
         assert await found(memory, "", mode=SearchMode.TYPED, memory_type=MemoryType.GOAL) == []

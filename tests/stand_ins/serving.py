@@ -72,11 +72,12 @@ class Connection:
 Handler = Callable[[Request, Connection], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Server:
     """A running stand-in."""
 
     port: int
+    connections: int = 0  # how many were opened so far
 
     @property
     def url(self) -> str:
@@ -88,13 +89,21 @@ class Server:
 async def serve(handler: Handler, *, port: int = 0) -> AsyncIterator[Server]:
     """Serve on loopback while the block runs; port 0 lets the system choose."""
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=1024)
+    failure: Exception | None = None
+    server = Server(listeners[0].socket.getsockname()[1])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, partial(_serve_connection, handler), listeners)
-        yield Server(listeners[0].socket.getsockname()[1])
+        nursery.start_soon(trio.serve_listeners, partial(_serve_connection, handler, server), listeners)
+        try:
+            yield server
+        except Exception as error:
+            failure = error  # raised below, so that it reaches the test without a group around it
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
-async def _serve_connection(handler: Handler, stream: trio.SocketStream) -> None:
+async def _serve_connection(handler: Handler, server: Server, stream: trio.SocketStream) -> None:
+    server.connections += 1
     connection = Connection(stream)
     buffer = bytearray()
     try:
@@ -206,10 +215,22 @@ Respond = Callable[[Any], Reply]
 class ModelStandIn:
     """A scripted provider: what it got, and where it is."""
 
-    url: str
+    server: Server | None = None
     requests: list[Request] = field(default_factory=list)
     hang_ups: int = 0  # answers that the client did not wait for
     answering: trio.Event = field(default_factory=trio.Event)  # set once the first answer has begun
+
+    @property
+    def url(self) -> str:
+        """Root URL, without a slash at the end."""
+        assert self.server is not None
+        return self.server.url
+
+    @property
+    def connections(self) -> int:
+        """How many connections clients have opened."""
+        assert self.server is not None
+        return self.server.connections
 
     @property
     def bodies(self) -> list[Any]:
@@ -236,15 +257,20 @@ async def serve_model(
         error_event: what the format says when a stream fails.
         keep: whether requests are kept for the test to read.
     """
-    script = None if callable(respond) else iter(respond)
-    stand_in = ModelStandIn("")
+    if callable(respond):
+        rule = respond
+    else:
+        script = iter(respond)
+
+        def rule(body: Any) -> Reply:
+            return next(script, Refusal(500, b"the script of this stand-in ran out"))
+
+    stand_in = ModelStandIn()
 
     async def handle(request: Request, connection: Connection) -> None:
         if keep:
             stand_in.requests.append(request)
-        reply = (
-            next(script, Refusal(500, b"the script of this stand-in ran out")) if script else respond(request.json())
-        )  # type: ignore[operator]
+        reply = rule(request.json())
         if latency_s:
             await trio.sleep(latency_s)
         try:
@@ -282,5 +308,5 @@ async def serve_model(
                 await connection.stream([*events[:-3], error_event])
 
     async with serve(handle, port=port) as server:
-        stand_in.url = server.url
+        stand_in.server = server
         yield stand_in

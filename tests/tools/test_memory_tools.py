@@ -117,7 +117,10 @@ async def test_links_to_invented_ids_are_reported(open_agent_memory: OpenMemory)
         ({"memory_type": "memo", "content": "x"}, ["memory_type", "'fact'", "'todo'"]),
         ({"importance": 2, "content": "x"}, ["importance", "less than or equal to 1"]),
         ({}, ["content"]),
-        ({"content": "x", "associations": [{"target_id": "y", "relation_type": "likes"}]}, ["'related_to'", "'part_of'"]),
+        (
+            {"content": "x", "associations": [{"target_id": "y", "relation_type": "likes"}]},
+            ["'related_to'", "'part_of'"],
+        ),
         ({"content": "   "}, ["empty"]),
         ({"content": "ä" * 25_001}, ["50000 bytes"]),
     ],
@@ -156,7 +159,9 @@ async def test_wrong_arguments_of_recall_are_explained(
 
 
 @pytest.mark.parametrize(("asked", "given"), [(0, 1), (-3, 1), (2, 2), ("2", 2), (999, 4)])
-async def test_the_number_of_results_is_held_in_bounds(open_agent_memory: OpenMemory, asked: object, given: int) -> None:
+async def test_the_number_of_results_is_held_in_bounds(
+    open_agent_memory: OpenMemory, asked: object, given: int
+) -> None:
     async with open_agent_memory() as memory:
         for number in range(4):
             await call(MemorySave(memory=memory, provenance=ROOM), content=f"note {number}")

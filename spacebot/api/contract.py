@@ -1,0 +1,74 @@
+"""What the HTTP and control faces need of the parts below; filled by `app.py`.
+
+Floor: api
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from spacebot.base.ids import AgentId
+from spacebot.conversations import Accepted, Conversations
+from spacebot.messaging.messages import InboundMessage
+
+
+class AgentHandle(Protocol):
+    """One running agent, as seen from outside."""
+
+    @property
+    def id(self) -> AgentId:
+        """The agent's name."""
+        ...
+
+    @property
+    def conversations(self) -> Conversations:
+        """The agent's durable log."""
+        ...
+
+    @property
+    def model_label(self) -> str:
+        """The model that its channels talk with, such as `demo/demo`."""
+        ...
+
+    async def accept(self, message: InboundMessage) -> Accepted:
+        """Journal a message and hand it to its channel; returns as soon as it is on disk.
+
+        Errors: RefusedError (too long), StorageError (not accepted).
+        """
+        ...
+
+    def status_blocks(self) -> Mapping[str, Mapping[str, Any]]:
+        """What each live channel is doing: channel id -> active_branches, active_workers, completed_items."""
+        ...
+
+    async def memory_stats(self) -> Mapping[str, Any]:
+        """Counts of the memory store."""
+        ...
+
+
+class Program(Protocol):
+    """The running program."""
+
+    @property
+    def agents(self) -> Mapping[AgentId, AgentHandle]:
+        """All live agents."""
+        ...
+
+    @property
+    def default_agent_id(self) -> AgentId:
+        """The agent that is asked where none is named."""
+        ...
+
+    async def reload_prompts(self) -> Sequence[str]:
+        """Read all templates and identity files again; returns the names that changed.
+
+        Errors: ConfigError when one is broken; the old ones stay in use.
+        """
+        ...
+
+    def note_visitor(self) -> None:
+        """Somebody is here: slow parts may warm up in the background."""
+        ...
+
+    def request_stop(self, *, restart: bool = False) -> None:
+        """Drain and end the program."""
+        ...

@@ -1,0 +1,205 @@
+"""The HTTP server: opens the port, serves the routes, ends cleanly.
+
+Connections are handled by Hypercorn's protocol code; accepting and ending them is ours, because a reader that
+stopped reading would otherwise hold the program's end for ever (Hypercorn 0.18 shields its writes).
+
+Flow:    serve_api -> bind -> accept -> Rim -> route; stop -> streams end -> requests finish -> sockets close
+Floor:   api
+Source:  control spec 4.1, 4.2
+"""
+
+import errno
+import logging
+import socket
+from functools import partial
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import wrap_app
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from spacebot.api.channels import ChannelRoutes
+from spacebot.api.contract import Program
+from spacebot.api.pages import PageRoutes, read_files
+from spacebot.api.requests import Api, status_code
+from spacebot.api.rim import Rim, Tickets
+from spacebot.api.streams import KEEP_ALIVE_S, Streams
+from spacebot.api.system import SystemRoutes
+from spacebot.api.webchat import WebchatRoutes
+from spacebot.base.clock import Clock, monotonic_s
+from spacebot.base.errors import ConfigError, SpacebotError
+from spacebot.base.events import EventBus
+from spacebot.base.paths import package_file
+from spacebot.base.tree import Tree
+from spacebot.config.model import ApiConfig
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 256  # connections that wait to be accepted
+GRACE_S = 3.0  # for requests in flight when the program stops
+
+
+async def serve_api(
+    program: Program,
+    config: ApiConfig,
+    *,
+    events: EventBus,
+    tree: Tree,
+    run_id: str,
+    stop: trio.Event,
+    clock: Clock | None = None,
+    keep_alive_s: float = KEEP_ALIVE_S,
+    grace_s: float = GRACE_S,
+    task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `stop` is set; started with the bound addresses (`http://127.0.0.1:5738`).
+
+    Then no connection is accepted, event streams end cleanly, requests in flight have `grace_s` seconds.
+
+    Errors: ConfigError when the port cannot be bound, before `started`.
+    Cancel: cuts all connections at once.
+    """
+    streams = Streams(keep_alive_s)
+    app = build_app(program, config, events=events, tree=tree, run_id=run_id, streams=streams, clock=clock)
+    sock = _bind(config)
+    settings = Config()
+    settings.errorlog = log
+    settings.include_server_header = False
+    context = WorkerContext(None)
+    connections: set[_Connection] = set()
+
+    async def handle(stream: trio.SocketStream) -> None:
+        connection = _Connection(stream)
+        connections.add(connection)
+        try:
+            await TCPServer(wrap_app(app, 0, "asgi"), settings, context, ConnectionState({}), connection).run()  # type: ignore[arg-type]
+        except Exception as error:  # boundary: connection
+            log.error("connection failed", exc_info=error)
+        finally:
+            connections.discard(connection)
+
+    async def cut_at_the_end() -> None:
+        try:
+            await stop.wait()
+            await trio.sleep(grace_s)
+        finally:
+            for connection in tuple(connections):
+                connection.cut()
+
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    async with trio.open_nursery() as around:
+        around.start_soon(cut_at_the_end)
+        async with trio.open_nursery() as serving, listener:
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(partial(trio.serve_listeners, handle, [listener], handler_nursery=serving))
+                task_status.started((_url(sock),))
+                await stop.wait()
+                accepting.cancel_scope.cancel()
+            streams.close()
+            await context.terminated.set()  # idle connections close now, busy ones after their answer
+        around.cancel_scope.cancel()
+
+
+def build_app(
+    program: Program,
+    config: ApiConfig,
+    *,
+    events: EventBus,
+    tree: Tree,
+    run_id: str,
+    streams: Streams,
+    clock: Clock | None = None,
+) -> ASGIApp:
+    """Put the routes together; the first that fits answers."""
+    tickets = Tickets()
+    api = Api(
+        program=program, events=events, tree=tree, streams=streams, run_id=run_id, started_at=monotonic_s()
+    )
+    pages = PageRoutes(program, read_files(package_file("api", "static")))
+    return Starlette(
+        routes=[
+            *SystemRoutes(api, tickets).routes(),
+            *ChannelRoutes(api).routes(),
+            *WebchatRoutes(api, clock or Clock()).routes(),
+            Route("/api", _unknown, methods=_ALL),
+            Route("/api/{path:path}", _unknown, methods=_ALL),
+            *pages.routes(),
+        ],
+        middleware=[Middleware(Rim, config=config, tickets=tickets)],
+        exception_handlers={HTTPException: _on_http_error, SpacebotError: _on_error},
+    )
+
+
+_ALL = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+
+
+async def _unknown(request: Request) -> Response:
+    return JSONResponse({"error": f"no route {request.method} {request.url.path}"}, 404)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    code = status_code(error)
+    if code >= 500:
+        log.error("request failed", exc_info=error, extra={"kv": {"path": request.url.path}})
+    return JSONResponse({"error": str(error)}, code)
+
+
+class _Connection:
+    """A socket stream as Hypercorn uses it, which can be cut from outside even while a write waits."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.socket = stream.socket
+        self.send_all = stream.send_all
+        self.send_eof = stream.send_eof
+        self.receive_some = stream.receive_some
+        self.aclose = stream.aclose
+
+    def cut(self) -> None:
+        """Close the socket; whoever waits on it is woken with an error."""
+        self.socket.close()
+
+
+def _bind(config: ApiConfig) -> socket.socket:
+    host = "127.0.0.1" if config.bind == "localhost" else config.bind
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by accepted connections
+        sock.bind((host, config.port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(_why_not(config, error)) from error
+    return sock
+
+
+def _why_not(config: ApiConfig, error: OSError) -> str:
+    place = f"port {config.port} on {config.bind}"
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{place} is taken by another program; stop it, set api.port to another number (0 lets the system "
+            "choose), or switch the HTTP face off with api.enabled = false"
+        )
+    if error.errno == errno.EACCES:
+        return f"{place} may not be opened by this user; set api.port to a number above 1023"
+    return f"{place} cannot be opened ({error.strerror}); check api.bind and api.port"
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,152 @@
+// Talking to the server: requests with the token, and one event stream that reconnects and resumes by number.
+
+const SILENCE_MS = 40_000; // the server sends a sign of life every 15 s
+const WAITS_MS = [400, 800, 1500, 3000, 6000, 10_000];
+
+export class Unauthorized extends Error {}
+
+export class Refused extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+// Storage that also works where the browser forbids it (then only for this visit).
+const memory = new Map();
+export const store = {
+  get(key) {
+    try {
+      return localStorage.getItem(key) ?? memory.get(key) ?? null;
+    } catch {
+      return memory.get(key) ?? null;
+    }
+  },
+  set(key, value) {
+    memory.set(key, value);
+    try {
+      localStorage.setItem(key, value);
+    } catch {}
+  },
+  remove(key) {
+    memory.delete(key);
+    try {
+      localStorage.removeItem(key);
+    } catch {}
+  },
+  keys(prefix) {
+    let stored = [];
+    try {
+      stored = Object.keys(localStorage);
+    } catch {}
+    return [...new Set([...stored, ...memory.keys()])].filter((key) => key.startsWith(prefix));
+  },
+};
+
+function headers(extra = {}) {
+  const token = store.get("spacebot.token");
+  return token ? { ...extra, Authorization: `Bearer ${token}` } : extra;
+}
+
+async function request(path, options = {}) {
+  const response = await fetch(path, { ...options, headers: headers(options.headers), cache: "no-store" });
+  if (response.ok) return response;
+  if (response.status === 401) throw new Unauthorized("unauthorized");
+  let text = `the server answered ${response.status}`;
+  try {
+    text = (await response.json()).error ?? text;
+  } catch {}
+  throw new Refused(text, response.status);
+}
+
+export const get = async (path, params = {}) => (await request(`api/${path}?${new URLSearchParams(params)}`)).json();
+
+export const post = async (path, body) =>
+  (
+    await request(`api/${path}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Accept: "application/json" },
+      body: JSON.stringify(body),
+    })
+  ).json();
+
+// Follows one session until `close`. `after()` gives the number to resume after; `on(name, data)` gets each
+// event; `state(name, waitSeconds)` hears connecting, online, offline.
+export function follow({ params, after, on, state, unauthorized }) {
+  let isClosed = false;
+  let failures = 0;
+  let current = null;
+  let wake = () => {};
+
+  const hurry = () => {
+    if (document.visibilityState === "visible") wake();
+  };
+  addEventListener("online", hurry);
+  document.addEventListener("visibilitychange", hurry);
+
+  (async () => {
+    while (!isClosed) {
+      state(failures ? "offline" : "connecting");
+      try {
+        await read();
+      } catch (error) {
+        if (isClosed) break;
+        if (error instanceof Unauthorized) await unauthorized();
+      }
+      if (isClosed) break;
+      const wait = WAITS_MS[Math.min(failures, WAITS_MS.length - 1)] * (0.8 + Math.random() * 0.4);
+      failures += 1;
+      state("offline");
+      await new Promise((resolve) => {
+        const timer = setTimeout(resolve, wait);
+        wake = () => (clearTimeout(timer), resolve());
+      });
+    }
+  })();
+
+  async function read() {
+    current = new AbortController();
+    const silence = () => setTimeout(() => current.abort(), SILENCE_MS);
+    let timer = silence();
+    try {
+      const query = new URLSearchParams({ ...params, after: String(after()) });
+      const response = await request(`api/webchat/events?${query}`, { signal: current.signal });
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      let buffer = "";
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) return;
+        clearTimeout(timer);
+        timer = silence();
+        buffer += value;
+        const frames = buffer.split("\n\n");
+        buffer = frames.pop();
+        for (const frame of frames) {
+          const fields = {};
+          for (const line of frame.split("\n")) {
+            const colon = line.indexOf(": ");
+            if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 2);
+          }
+          if (!fields.event || isClosed) continue;
+          if (fields.event === "hello") {
+            failures = 0;
+            state("online");
+          }
+          on(fields.event, JSON.parse(fields.data));
+        }
+      }
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  return {
+    close() {
+      isClosed = true;
+      removeEventListener("online", hurry);
+      document.removeEventListener("visibilitychange", hurry);
+      current?.abort();
+      wake();
+    },
+  };
+}

@@ -1,0 +1,290 @@
+"""The web chat: accept a message, stream what comes of it, follow a session, read it again.
+
+`POST /api/webchat/send` answers with the events of the one turn that takes the message; a session stream
+(`GET /api/webchat/events`) goes on for ever and also carries what arrives later, such as a worker's result.
+Both are mere readers: none is needed for the work to be done, and one that vanishes changes nothing.
+
+Flow:    send -> AgentHandle.accept -> TurnFrames over a session stream -> done
+Floor:   api
+Source:  messaging spec 14.5, control spec 4.8 and 8.3 (72, 73)
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from pydantic import Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from spacebot.api.contract import AgentHandle
+from spacebot.api.requests import Api, Body, number, read_body, required
+from spacebot.api.sessions import (
+    HELLO,
+    MESSAGE,
+    PLATFORM,
+    SessionEvent,
+    SessionStream,
+    conversation_of,
+    open_session_stream,
+)
+from spacebot.api.streams import EventStream, Frame
+from spacebot.base.clock import Clock
+from spacebot.base.events import EventKind
+from spacebot.base.ids import ConversationId
+from spacebot.conversations import Accepted, Conversations, Fate, LedgerState, TurnState
+from spacebot.messaging.messages import MAX_TEXT, Author, InboundMessage
+
+HISTORY, MAX_HISTORY = 100, 200  # messages; messaging spec 14.5
+
+
+class SendBody(Body):
+    """`POST /api/webchat/send`. `client_id` names the message: sent again, it is recognised, not doubled."""
+
+    agent_id: str | None = None
+    session_id: Annotated[str, Field(min_length=1, max_length=200)]
+    sender_name: Annotated[str, Field(min_length=1, max_length=100)] = "user"
+    message: str
+    client_id: Annotated[str | None, Field(min_length=1, max_length=100)] = None
+
+
+class WebchatRoutes:
+    """Routes under `/api/webchat`."""
+
+    def __init__(self, api: Api, clock: Clock) -> None:
+        self._api = api
+        self._clock = clock
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        return [
+            Route("/api/webchat/send", self.send, methods=["POST"]),
+            Route("/api/webchat/history", self.history),
+            Route("/api/webchat/events", self.events),
+        ]
+
+    async def send(self, request: Request) -> Response | EventStream:
+        """Accept a message. Answers with its turn's events, or 202 at once (asked for JSON, or `wait=false`)."""
+        body = await read_body(request, SendBody)
+        agent = self._api.agent(body.agent_id)
+        message = self._to_inbound(body, agent)
+        if _is_hurried(request):
+            return _receipt(await agent.accept(message))
+
+        @asynccontextmanager
+        async def open_source() -> AsyncIterator[TurnFrames]:
+            conversation_id = message.conversation_id
+            async with open_session_stream(agent, self._api.events, conversation_id, after_seq=None) as stream:
+                last_seq = stream.last_seq
+                accepted = await agent.accept(message)
+                # Of a message that was sent before, the answer may be there already.
+                fate = None if accepted.is_new else await agent.conversations.fate(accepted.message_id)
+                yield TurnFrames(stream, agent.conversations, accepted, fate, last_seq)
+
+        return EventStream(self._api.streams, open_source)
+
+    async def history(self, request: Request) -> Response:
+        """The newest messages of a session, oldest first; `before` pages back."""
+        agent, conversation_id = self._session(request)
+        limit = number(request, "limit", HISTORY, low=1, high=MAX_HISTORY) or HISTORY
+        before = number(request, "before", None)
+        rows = await agent.conversations.history(conversation_id, limit=limit, before_seq=before)
+        return JSONResponse(
+            [
+                {
+                    "id": row.id, "role": row.role, "content": row.content, "seq": row.seq, "kind": row.kind,
+                    "sender_name": row.sender_name, "reply_to": row.reply_to, "turn_id": row.turn_id,
+                    "created_at": row.created_at,
+                }
+                for row in rows
+            ]
+        )  # fmt: skip
+
+    async def events(self, request: Request) -> EventStream:
+        """Follow a session: every message after `after` (or `Last-Event-ID`) exactly once, then what happens."""
+        agent, conversation_id = self._session(request)
+        resumed = request.headers.get("last-event-id", "")
+        after_seq = int(resumed) if resumed.isdecimal() else number(request, "after", None)
+        self._api.program.note_visitor()
+
+        @asynccontextmanager
+        async def open_source() -> AsyncIterator[SessionFrames]:
+            async with open_session_stream(
+                agent, self._api.events, conversation_id, after_seq=after_seq, tree=self._api.tree
+            ) as stream:
+                yield SessionFrames(stream)
+
+        return EventStream(self._api.streams, open_source)
+
+    def _session(self, request: Request) -> tuple[AgentHandle, ConversationId]:
+        return self._api.agent(request.query_params.get("agent_id")), conversation_of(required(request, "session_id"))
+
+    def _to_inbound(self, body: SendBody, agent: AgentHandle) -> InboundMessage:
+        if not body.message.strip():
+            raise HTTPException(400, "the message is empty")
+        if len(body.message) > MAX_TEXT:
+            raise HTTPException(413, f"the message is longer than {MAX_TEXT} characters; send a part of it")
+        return InboundMessage(
+            platform=PLATFORM,
+            conversation_id=conversation_of(body.session_id),
+            author=Author(id=body.sender_name, name=body.sender_name),
+            text=body.message,
+            sent_at=self._clock.now(),
+            agent_id=agent.id,
+            platform_id=body.client_id,
+            is_direct=True,
+        )
+
+
+class SessionFrames:
+    """Session events as frames; a delta that only adds to the one before is sent as what it adds."""
+
+    def __init__(self, stream: SessionStream) -> None:
+        self._stream = stream
+        self._said: tuple[Any, str] = (None, "")  # turn and text of the last delta
+
+    async def receive(self) -> Frame | None:
+        """Wait for the next frame; None when the program stops."""
+        event = await self._stream.receive()
+        if event is None:
+            return None
+        data = event.data
+        if event.name == EventKind.OUTBOUND_DELTA:
+            data = self._shorten(data["turn_id"], data["text"], dict(data))
+        return Frame(event.name, data, event.seq)
+
+    def _shorten(self, turn_id: Any, text: str, data: dict[str, Any]) -> dict[str, Any]:
+        known_turn, known = self._said
+        self._said = (turn_id, text)
+        if turn_id == known_turn and known and text.startswith(known):
+            del data["text"]
+            data["append"] = text[len(known) :]
+        return data
+
+
+class TurnFrames:
+    """What comes of one accepted message, as frames of the seed's form, until its turn has ended.
+
+    A turn is ours when it took our message: the ledger says so. Texts of an earlier turn that is still
+    running, or of one that relays results, are left out.
+    """
+
+    def __init__(
+        self,
+        stream: SessionStream,
+        conversations: Conversations,
+        accepted: Accepted,
+        fate: Fate | None,
+        last_seq: int,
+    ) -> None:
+        self._stream = stream
+        self._conversations = conversations
+        self._accepted = accepted
+        self._turn_id: str | None = None
+        self._other_turns: set[str] = set()
+        self._is_streaming = self._has_complained = self._is_over = False
+        self._frames: deque[Frame] = deque([Frame("thinking", "Thinking")])
+        if fate is not None:
+            self._recall(fate, last_seq)
+
+    async def receive(self) -> Frame | None:
+        """Wait for the next frame; None after `done`, or when the program stops."""
+        while not self._frames:
+            if self._is_over:
+                return None
+            event = await self._stream.receive()
+            if event is None:
+                return None
+            await self._take(event)
+        return self._frames.popleft()
+
+    async def _take(self, event: SessionEvent) -> None:
+        data = event.data
+        if event.name == HELLO:
+            if data["skipped"]:  # the end of our turn may have been among what was lost
+                fate = await self._conversations.fate(self._accepted.message_id)
+                if fate is not None and _has_ended(fate):
+                    self._end(fate.turn_state, fate.turn_detail or fate.reason)
+        elif event.name == MESSAGE:
+            if data["role"] == "assistant" and await self._is_ours(data):
+                self._say(data["kind"], data["content"])
+        elif event.name == EventKind.OUTBOUND_DELTA:
+            if await self._is_ours(data):
+                if not self._is_streaming:
+                    self._is_streaming = True
+                    self._frames.append(Frame("stream_start", "StreamStart"))
+                self._frames.append(Frame("stream_chunk", {"StreamChunk": data["text"]}))
+        elif event.name == EventKind.TOOL_STARTED:
+            self._frames.append(Frame("tool_started", {"ToolStarted": {"tool_name": data["tool_name"]}}))
+        elif event.name == EventKind.TOOL_COMPLETED:
+            self._frames.append(Frame("tool_completed", {"ToolCompleted": {"tool_name": data["tool_name"]}}))
+        elif event.name == EventKind.TURN_ENDED and self._took_ours(data):
+            self._end(data["outcome"], data.get("reason"))
+
+    def _took_ours(self, data: Mapping[str, Any]) -> bool:
+        return data["turn_id"] == self._turn_id or (data["last_seq"] or 0) >= self._accepted.seq
+
+    async def _is_ours(self, data: Mapping[str, Any]) -> bool:
+        turn_id, is_reply = data["turn_id"], data["reply_to"] == self._accepted.message_id
+        if turn_id is None or self._turn_id is not None or turn_id in self._other_turns:
+            return is_reply or (turn_id is not None and turn_id == self._turn_id)
+        if not is_reply:
+            fate = await self._conversations.fate(self._accepted.message_id)
+            if fate is None or fate.turn_id != turn_id:
+                self._other_turns.add(turn_id)
+                return False
+        self._turn_id = turn_id
+        return True
+
+    def _say(self, kind: str, text: str) -> None:
+        if self._is_streaming and kind == "text":
+            self._is_streaming = False
+            self._frames.append(Frame("stream_end", "StreamEnd"))
+        match kind:
+            case "reaction":
+                self._frames.append(Frame("reaction", {"Reaction": text}))
+            case "notice":
+                self._has_complained = True
+                self._frames.append(Frame("error", {"Error": text}))
+            case _:
+                self._frames.append(Frame("text", {"Text": text}))
+
+    def _end(self, outcome: str | None, reason: str | None) -> None:
+        if self._is_streaming:
+            self._frames.append(Frame("stream_end", "StreamEnd"))
+        if outcome == TurnState.SKIPPED:
+            self._frames.append(Frame("skipped", {"Skipped": reason or ""}))
+        elif outcome in (TurnState.FAILED, TurnState.INTERRUPTED) and not self._has_complained:
+            self._frames.append(Frame("error", {"Error": reason or f"the turn was {outcome}"}))
+        self._frames.extend((Frame("stop_typing", "StopTyping"), Frame("done", "Done")))
+        self._is_over = True
+
+    def _recall(self, fate: Fate, last_seq: int) -> None:
+        self._turn_id = fate.turn_id
+        for reply in fate.replies:
+            if reply.seq <= last_seq:
+                self._say(reply.kind, reply.content)
+        if _has_ended(fate):
+            for reply in fate.replies:
+                if reply.seq > last_seq:
+                    self._say(reply.kind, reply.content)
+            self._end(fate.turn_state, fate.turn_detail or fate.reason)
+
+
+def _has_ended(fate: Fate) -> bool:
+    is_given_up = fate.state in (LedgerState.FAILED, LedgerState.SKIPPED, LedgerState.OBSERVED)
+    return is_given_up or fate.turn_state in (TurnState.DONE, TurnState.SKIPPED, TurnState.FAILED)
+
+
+def _is_hurried(request: Request) -> bool:
+    if wait := request.query_params.get("wait", "").lower():
+        return wait in ("false", "0", "no")
+    accept = request.headers.get("accept", "")
+    return "application/json" in accept and "text/event-stream" not in accept
+
+
+def _receipt(accepted: Accepted) -> Response:
+    return JSONResponse({"message_id": accepted.message_id, "seq": accepted.seq, "is_new": accepted.is_new}, 202)

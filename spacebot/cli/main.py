@@ -1,0 +1,237 @@
+"""The command line: words in, the right command out.
+
+Only what a command needs is imported, inside the command: `--version` loads nothing, commands that talk to the daemon
+load the standard library alone.
+
+Flow:    main -> argparse -> one function per command -> exit code
+Floor:   cli
+Source:  control spec 3.1: data to stdout, messages to stderr; 0 done, 1 failed, 2 wrong words, 130 interrupted
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from spacebot import __version__
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
+    from spacebot.base.paths import InstancePaths
+    from spacebot.cli.daemon import Program
+    from spacebot.cli.serve import AppMain
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells expect
+
+HELP = """\
+Spacebot: an AI agent for teams that talks, thinks, works and remembers at the same time.
+
+Usage: spacebot [OPTIONS] [COMMAND]
+
+The program
+  start [-f]            start in the background, or with -f in this terminal (the default command)
+  stop [--force]        finish what is being said, then end; with --force end within seconds
+  restart [-f]          stop and start again, after a look at the configuration
+  status [--json]       is it running, since when, with which model, where is the web chat
+
+Talking and looking
+  chat [MESSAGE]        talk to an agent; with MESSAGE print the answer and end
+                        --agent ID, --session NAME (default: terminal)
+  top                   everything that runs now: select, c cancels, q quits
+                        --once, --json, --cancel ID
+  why MESSAGE_ID        what became of a message [--json]
+  logs [-n N] [-f]      the newest lines of the log; with -f go on
+
+Files
+  config check          read the configuration and say what is wrong with it
+  prompts reload        take over changed prompt and identity files now
+
+Options
+  -c, --config PATH     configuration file; its folder holds everything else (default: ~/.spacebot/config.toml)
+  -d, --debug           write more into the log
+  --version             print the version
+  -h, --help            print this, or with a command its options
+"""
+
+
+def _load_app() -> "AppMain":
+    from spacebot.app import main as app_main
+
+    return app_main
+
+
+def _program_command() -> list[str]:
+    from spacebot.base.paths import program_command
+
+    return program_command()
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    load_app: Callable[[], "AppMain"] = _load_app,
+    command: Callable[[], Sequence[str]] = _program_command,
+) -> int:
+    """Run one command; returns the exit code.
+
+    Args:
+        arguments: the words after the program's name; None takes those of the process.
+        load_app: imports what the daemon runs, in the daemon only.
+        command: the words that start this program again.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] in (["--version"], ["-V"]):
+        print(f"spacebot {__version__}")
+        return 0
+    if words[:1] in (["--help"], ["-h"], ["help"]):
+        print(HELP, end="")
+        return 0
+    try:
+        options = _parse(words)
+        return _run(options, load_app, command)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left (`| head`); nothing more can be said, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _run(options: "Namespace", load_app: Callable[[], "AppMain"], command: Callable[[], Sequence[str]]) -> int:
+    from pathlib import Path
+
+    from spacebot.base.errors import SpacebotError
+    from spacebot.base.paths import InstancePaths
+    from spacebot.cli.daemon import Program
+
+    try:
+        paths = InstancePaths.find(Path(options.config) if options.config else None)
+        if options.config and not paths.config.exists():
+            print(f"warning: {paths.config} does not exist; the environment alone decides", file=sys.stderr)
+        run: Callable[[InstancePaths, Program, Namespace], int] = options.run
+        code = run(paths, Program(load_app=load_app, command=command), options)
+        sys.stdout.flush()
+        return code
+    except SpacebotError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parse(words: Sequence[str]) -> "Namespace":
+    from argparse import Namespace
+
+    # Not by set_defaults: parent and command share these options, and the command's default would win.
+    return _parser().parse_args(words, Namespace(config=None, debug=False))
+
+
+def _parser() -> "ArgumentParser":
+    from argparse import SUPPRESS, ArgumentParser
+
+    class Parser(ArgumentParser):
+        def format_help(self) -> str:
+            return HELP if self.prog == "spacebot" else super().format_help()
+
+    common = ArgumentParser(add_help=False, argument_default=SUPPRESS)  # may stand before or after the command
+    common.add_argument("-c", "--config", metavar="PATH", help="configuration file")
+    common.add_argument("-d", "--debug", action="store_true", help="write more into the log")
+    parser = Parser(prog="spacebot", parents=[common])
+    parser.set_defaults(run=_start, foreground=False)
+    parser.add_argument("--version", action="version", version=f"spacebot {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., int], description: str, into: Any = commands) -> ArgumentParser:
+        command: ArgumentParser = into.add_parser(name, parents=[common], description=description, help=description)
+        command.set_defaults(run=run)
+        return command
+
+    for name, run in (("start", _start), ("restart", _restart)):
+        command = add(name, run, f"{name.capitalize()} the program.")
+        command.add_argument("-f", "--foreground", action="store_true", default=False, help="stay in this terminal")
+    add("stop", _stop, "Stop the program.").add_argument("--force", action="store_true", help="end within seconds")
+    add("status", _status, "Show whether it runs.").add_argument("--json", action="store_true", help="for programs")
+    command = add("top", _top, "Show everything that runs now.")
+    command.add_argument("--json", action="store_true", help="for programs; prints once")
+    command.add_argument("--once", action="store_true", help="print once instead of refreshing")
+    command.add_argument("--cancel", metavar="ID", help="cancel a process and everything below it")
+    command = add("chat", _chat, "Talk to an agent.")
+    command.add_argument("--agent", metavar="ID", help="default: the default agent")
+    command.add_argument("--session", metavar="NAME", default="terminal", help="conversation (default: terminal)")
+    command.add_argument("message", metavar="MESSAGE", nargs="*", help="say this, print the answer, end")
+    command = add("why", _why, "Show what became of a message.")
+    command.add_argument("message_id", metavar="MESSAGE_ID")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command = add("logs", _logs, "Show the newest lines of the log.")
+    command.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="how many (default: 50)")
+    command.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
+    group = add("config", _config_check, "The configuration file.").add_subparsers(metavar="check", required=True)
+    add("check", _config_check, "Read the file and say what is wrong with it.", group)
+    group = add("prompts", _prompts_reload, "Prompt templates.").add_subparsers(metavar="reload", required=True)
+    add("reload", _prompts_reload, "Take over changed prompt and identity files now.", group)
+    return parser
+
+
+def _start(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.daemon import start
+
+    return start(paths, program, foreground=options.foreground, debug=options.debug)
+
+
+def _stop(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.daemon import stop
+
+    return stop(paths, force=options.force)
+
+
+def _restart(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.daemon import restart
+
+    return restart(paths, program, foreground=options.foreground, debug=options.debug)
+
+
+def _status(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.show import show_status
+
+    return show_status(paths, as_json=options.json)
+
+
+def _top(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.top import cancel, show_live, show_once
+
+    if options.cancel:
+        return cancel(paths, options.cancel)
+    if options.json or options.once or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return show_once(paths, as_json=options.json)
+    return show_live(paths)
+
+
+def _chat(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.chat import chat
+
+    return chat(paths, agent=options.agent, session=options.session, message=" ".join(options.message))
+
+
+def _why(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.show import show_why
+
+    return show_why(paths, options.message_id, as_json=options.json)
+
+
+def _logs(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.show import show_logs
+
+    return show_logs(paths, lines=options.lines, follow=options.follow)
+
+
+def _config_check(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.check import check_config
+
+    return check_config(paths)
+
+
+def _prompts_reload(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.client import ask
+
+    changed = ask(paths, "prompts_reload", timeout_s=60)["changed"]
+    print("\n".join(changed) if changed else "nothing has changed", file=sys.stdout if changed else sys.stderr)
+    return 0

@@ -1,0 +1,154 @@
+"""Commands that look and print: status, why, logs.
+
+Floor: cli; standard library only
+"""
+
+import json
+import os
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from spacebot.base.errors import RefusedError
+from spacebot.base.paths import InstancePaths
+from spacebot.cli.client import Answer, ask
+from spacebot.cli.liveness import find_daemon
+
+FOLLOW_S = 0.25  # how often a followed log is looked at
+BLOCK = 65536  # bytes
+
+
+def format_span(seconds: float) -> str:
+    """Hours, minutes, seconds: `0h 5m 12s`."""
+    whole = max(0, int(seconds))
+    return f"{whole // 3600}h {whole % 3600 // 60}m {whole % 60}s"
+
+
+def show_status(paths: InstancePaths, *, as_json: bool) -> int:
+    """Print whether the program runs; 1 when it does not."""
+    daemon = find_daemon(paths)
+    if as_json:
+        answer: dict[str, Any] = {"running": daemon is not None, "instance": str(paths.root)}
+        if daemon is not None:
+            answer |= {"pid": daemon.pid, "responding": daemon.status is not None} | (daemon.status or {})
+        answer.pop("result", None)
+        print(json.dumps(answer))
+    elif daemon is None:
+        print(f"spacebot is not running in {paths.root}", file=sys.stderr)
+    elif daemon.status is None:
+        print(f"spacebot does not answer (pid {daemon.pid}); it may be starting or stopping", file=sys.stderr)
+    else:
+        _print_status(daemon.status)
+    return 0 if daemon is not None and daemon.status is not None else 1
+
+
+def _print_status(status: Answer) -> None:
+    print(f"spacebot {status.get('version')} is running (pid {status['pid']}, {format_span(status['uptime_seconds'])})")
+    for url in status.get("urls", ()):
+        print(f"web chat:  {url}")
+    print(f"model:     {status.get('model')}")
+    print(f"agents:    {', '.join(status.get('agents', ()))}")
+    kinds = ("channel", "turn", "branch", "worker")
+    processes = status.get("processes", {})
+    print(
+        f"processes: {', '.join(f'{processes.get(kind, 0)} {_plural(kind, processes.get(kind, 0))}' for kind in kinds)}"
+    )
+    for warning in status.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}es" if word.endswith("ch") else f"{word}s"
+
+
+def show_why(paths: InstancePaths, message_id: str, *, as_json: bool) -> int:
+    """Print what became of a message."""
+    fate = ask(paths, "why", id=message_id)
+    if as_json:
+        fate.pop("result", None)
+        print(json.dumps(fate))
+        return 0
+    message = fate["message"]
+    print(f"message  {message['id']}  (number {message['seq']} in {message['channel_id']}, agent {fate['agent_id']})")
+    print(f"from     {message['sender_name']} at {message['created_at']}")
+    print(f"text     {_one_line(message['content'])}")
+    print(f"state    {fate['state']}{_because(fate['reason'])}")
+    if fate["turn_id"]:
+        tries = f", attempt {fate['attempts']}" if fate["attempts"] > 1 else ""
+        print(f"turn     {fate['turn_id']} {fate['turn_state']}{_because(fate['turn_detail'])}{tries}")
+    for other in fate["coalesced_with"]:
+        print(f"together with {other}")
+    for run in fate["runs"]:
+        print(f"{run['kind']:8} {run['id'][:8]} {run['state']}: {_one_line(run['description'])}")
+    for reply in fate["replies"]:
+        kind = "reply" if reply["kind"] == "text" else reply["kind"]
+        print(f"{kind:8} {reply['id']} at {reply['created_at']}: {_one_line(reply['content'])}")
+    return 0
+
+
+def _because(reason: str | None) -> str:
+    return f" ({reason})" if reason else ""
+
+
+def _one_line(text: str, limit: int = 100) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def show_logs(paths: InstancePaths, *, lines: int, follow: bool) -> int:
+    """Print the end of the log; with `follow` go on until interrupted, also across the nightly change of files."""
+    path = paths.logs / "spacebot.log"
+    if not follow and not path.exists():
+        raise RefusedError(f"there is no log yet at {path}")
+    with _wait_for(path) as file:
+        for line in _last_lines(file, lines):
+            sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+        if follow:
+            _follow(path, file)
+    return 0
+
+
+def _last_lines(file: BinaryIO, count: int) -> list[bytes]:
+    """The last lines of a file, read from its end in blocks."""
+    if count <= 0:
+        file.seek(0, os.SEEK_END)
+        return []
+    position = end = file.seek(0, os.SEEK_END)
+    blocks: deque[bytes] = deque()
+    newlines = 0
+    while position > 0 and newlines <= count:
+        size = min(BLOCK, position)
+        position = file.seek(position - size)
+        block = file.read(size)
+        newlines += block.count(b"\n")
+        blocks.appendleft(block)
+    file.seek(end)
+    return b"".join(blocks).splitlines(keepends=True)[-count:]
+
+
+def _follow(path: Path, file: BinaryIO) -> None:
+    current = file
+    while True:
+        while chunk := current.read(BLOCK):
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+        time.sleep(FOLLOW_S)
+        try:
+            replaced = path.stat().st_ino != os.fstat(current.fileno()).st_ino
+        except FileNotFoundError:
+            continue
+        if replaced and not current.read(1):
+            current.close()
+            current = path.open("rb")
+
+
+def _wait_for(path: Path) -> BinaryIO:
+    """Open a file as soon as there is one."""
+    while True:
+        try:
+            return path.open("rb")
+        except FileNotFoundError:
+            time.sleep(FOLLOW_S)

@@ -1,0 +1,374 @@
+"""The page in a real browser: what a person sees, does and never loses."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trio
+from pydantic import SecretStr
+
+from spacebot.api.server import serve_api
+from spacebot.api.sessions import conversation_of
+from spacebot.base.events import EventKind
+from spacebot.base.tree import Node
+from spacebot.config.model import ApiConfig
+from spacebot.conversations import Accepted
+from spacebot.messaging.messages import InboundMessage
+from tests.fakes.fake_program import FakeProgram, open_fake_program
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed")
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is missing"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium's own sockets
+]
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
+CHAT = conversation_of("portal:chat:main")
+PATIENCE_S = 20
+T = TypeVar("T")
+
+
+class Browser:
+    """One window; all methods block and belong into a thread."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+
+    def find(self, css: str) -> list[Any]:
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def wait(self, condition: Callable[[], T], what: str) -> T:
+        return WebDriverWait(self.driver, PATIENCE_S, poll_frequency=0.05).until(lambda _: condition(), what)
+
+    def open(self, url: str) -> None:
+        self.driver.get(url)
+        self.wait_online()
+
+    def wait_online(self) -> None:
+        self.wait(lambda: self.find("#connection[data-state=online]"), "connected")
+
+    def say(self, text: str) -> None:
+        box = self.driver.find_element(By.ID, "text")
+        box.send_keys(text)
+        box.send_keys(Keys.ENTER)
+
+    def texts(self) -> list[str]:
+        return list(
+            self.driver.execute_script(
+                "return [...document.querySelectorAll('#log .message .body')].map(e => e.textContent)"
+            )
+        )
+
+    def wait_texts(self, expected: list[str]) -> None:
+        self.wait(lambda: self.texts() == expected, f"{expected}")
+
+    def complaints(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@contextmanager
+def open_browser(folder: Path, width: int = 1280, height: int = 800) -> Iterator[Browser]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    for argument in (*ARGUMENTS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER, log_output=os.devnull))
+    try:
+        driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
+        )
+        yield Browser(driver)
+    finally:
+        driver.quit()
+
+
+@asynccontextmanager
+async def serve(folder: Path, port: int = 0, token: str | None = None) -> AsyncIterator[tuple[FakeProgram, str]]:
+    stop = trio.Event()
+    async with open_fake_program(folder) as program, trio.open_nursery() as nursery:
+        program.main.on_message = partial(echo, program)
+        (url,) = await nursery.start(
+            partial(
+                serve_api,
+                program,
+                ApiConfig(port=port, auth_token=SecretStr(token) if token else None),
+                events=program.events,
+                tree=program.tree,
+                run_id="r",
+                stop=stop,
+            )
+        )
+        yield program, url
+        stop.set()
+
+
+async def echo(program: FakeProgram, message: InboundMessage, accepted: Accepted) -> None:
+    async with program.main.turn(message.conversation_id, accepted) as turn:
+        await turn.say(f"You said **{message.text}**")
+
+
+async def drive(steps: Callable[[], None]) -> None:
+    """Run blocking browser steps while the server serves."""
+    await trio.to_thread.run_sync(steps)
+
+
+async def test_a_typed_message_is_answered_and_a_reload_keeps_both(tmp_path: Path) -> None:
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path) as (_, url):
+
+            def steps() -> None:
+                browser.open(url)
+                assert browser.find("#welcome:not([hidden])")
+                assert browser.find("#demo:not([hidden])")
+                browser.say("hello <b>there</b>")
+                browser.wait_texts(["hello <b>there</b>", "You said hello <b>there</b>"])
+                assert not browser.find("#log b")
+                assert browser.find("#log strong")
+                browser.driver.refresh()
+                browser.wait_online()
+                browser.wait_texts(["hello <b>there</b>", "You said hello <b>there</b>"])
+                assert browser.complaints() == []
+
+            await drive(steps)
+
+
+async def test_an_answer_grows_while_it_is_written(tmp_path: Path) -> None:
+    may_finish = trio.Event()
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path) as (program, url):
+
+            async def slowly(message: InboundMessage, accepted: Accepted) -> None:
+                async with program.main.turn(message.conversation_id, accepted) as turn:
+                    turn.delta("Once")
+                    turn.delta("Once upon a time")
+                    await may_finish.wait()
+                    await turn.say("Once upon a time there was an end.")
+
+            program.main.on_message = slowly
+
+            def begin() -> None:
+                browser.open(url)
+                browser.say("tell me")
+                browser.wait(lambda: [e.text for e in browser.find(".streaming")] == ["Once upon a time"], "streaming")
+                assert browser.texts() == ["tell me"]
+                assert "running" in browser.driver.find_element(By.ID, "work-label").text
+
+            def end() -> None:
+                browser.wait_texts(["tell me", "Once upon a time there was an end."])
+                browser.wait(lambda: not browser.find(".streaming"), "the draft is gone")
+                browser.wait(lambda: browser.find("#work-label")[0].text == "Idle", "idle")
+
+            await drive(begin)
+            may_finish.set()
+            await drive(end)
+
+
+async def test_a_worker_is_shown_and_can_be_cancelled(tmp_path: Path) -> None:
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path) as (program, url):
+
+            async def count(node: Node) -> str:
+                program.main.emit(EventKind.WORKER_STATUS, CHAT, worker_id=node.id, status="at 1 of 9")
+                await trio.sleep_forever()
+                raise AssertionError
+
+            async def delegate(message: InboundMessage, accepted: Accepted) -> None:
+                assert program.main.nursery is not None
+                program.main.nursery.start_soon(program.main.run_worker, CHAT, "count the stars", count)
+
+            program.main.on_message = delegate
+
+            def steps() -> None:
+                browser.open(url)
+                browser.say("count")
+                card = browser.wait(lambda: browser.find("#running .card"), "a card")[0]
+                browser.wait(lambda: "at 1 of 9" in card.text, "its status")
+                assert "count the stars" in card.text
+                browser.driver.refresh()  # the card comes from the state, not from events seen
+                browser.wait(lambda: browser.find("#running .card .cancel"), "the card again")[0].click()
+                browser.wait(lambda: not browser.find("#running .card"), "cancelled")
+                browser.wait(lambda: browser.find("#finished .card.cancelled"), "kept among the finished")
+
+            await drive(steps)
+
+
+async def test_a_restart_of_the_server_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path) as (_, url):
+
+            def before() -> None:
+                browser.open(url)
+                browser.say("one")
+                browser.wait_texts(["one", "You said one"])
+
+            await drive(before)
+
+        def without_a_server() -> None:
+            browser.wait(lambda: browser.find("#connection[data-state=offline]"), "offline is shown")
+            browser.say("two")
+            browser.wait(lambda: browser.find(".pending"), "kept")
+
+        await drive(without_a_server)
+        async with serve(tmp_path, port=int(url.rpartition(":")[2])) as (program, _):
+
+            def after() -> None:
+                browser.wait_online()
+                browser.wait_texts(["one", "You said one", "two", "You said two"])
+                browser.wait(lambda: not browser.find(".pending"), "accepted")
+                browser.say("three")
+                browser.wait_texts(["one", "You said one", "two", "You said two", "three", "You said three"])
+
+            await drive(after)
+            rows = await program.main.conversations.history(CHAT)
+    assert [row.content for row in rows if row.role == "user"] == ["one", "two", "three"]
+
+
+async def test_chats_are_separate_and_a_fate_is_told(tmp_path: Path) -> None:
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path) as (program, url):
+
+            def steps() -> None:
+                browser.open(url)
+                browser.say("first")
+                browser.wait_texts(["first", "You said first"])
+                browser.driver.find_element(By.ID, "new-chat").click()
+                browser.wait_texts([])
+                browser.wait_online()
+                browser.say("second")
+                browser.wait_texts(["second", "You said second"])
+                names = [e.text for e in browser.find("#chat-list .name")]
+                assert names == ["second", "first"]
+                browser.find("#chat-list .name")[1].click()
+                browser.wait_texts(["first", "You said first"])
+                browser.driver.execute_script("document.querySelector('.message.user [aria-expanded]').click()")
+                browser.wait(lambda: [e for e in browser.find(".fate") if "Answered" in e.text], "the fate")
+                assert browser.complaints() == []
+
+            await drive(steps)
+            channels = await program.main.conversations.channels()
+    assert len(channels) == 2
+
+
+async def test_nothing_scrolls_sideways_on_a_phone(tmp_path: Path) -> None:
+    table = f"| {' | '.join('abcdefgh')} |\n|{'---|' * 8}"
+    text = f"```\n{'long ' * 60}\n```\n\n{table}\n\n{'x' * 300} https://example.com/{'y' * 200}"
+    with open_browser(tmp_path, 360, 740) as browser:
+        async with serve(tmp_path) as (program, url):
+
+            async def widely(message: InboundMessage, accepted: Accepted) -> None:
+                async with program.main.turn(message.conversation_id, accepted) as turn:
+                    await turn.say(text)
+
+            program.main.on_message = widely
+
+            def width() -> bool:
+                script = (
+                    "const s = document.getElementById('scroll');"
+                    "return document.documentElement.scrollWidth <= innerWidth && s.scrollWidth <= s.clientWidth"
+                )
+                return bool(browser.driver.execute_script(script))
+
+            def steps() -> None:
+                browser.open(url)
+                assert width()
+                browser.say("w" * 200)
+                browser.wait(lambda: browser.find("#log .message.assistant"), "the answer")
+                assert width()
+                browser.driver.find_element(By.ID, "open-work").click()
+                browser.wait(lambda: browser.find("#work.open"), "the drawer")
+                assert width()
+                browser.driver.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
+                browser.wait(lambda: not browser.find("#work.open"), "the drawer is closed")
+
+            await drive(steps)
+
+
+async def test_the_embed_script_shows_the_page_on_an_allowed_site(tmp_path: Path) -> None:
+    """The embedding page comes from another origin (another port) than the chat."""
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path) as (program, url), trio.open_nursery() as nursery:
+            html = f'<!doctype html><title>site</title><body><p>A site</p><script src="{url}/embed.js"></script>'
+
+            async def site(stream: trio.SocketStream) -> None:
+                await stream.receive_some(65536)
+                head = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
+                await stream.send_all((head + html).encode())
+                await stream.aclose()
+
+            listeners = await nursery.start(partial(trio.serve_tcp, site, 0, host="127.0.0.1"))
+            origin = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+            stop = trio.Event()
+            friendly = partial(
+                serve_api,
+                program,
+                ApiConfig(port=0, allowed_origins=(origin,)),
+                events=program.events,
+                tree=program.tree,
+                run_id="r",
+                stop=stop,
+            )
+            (chat_url,) = await nursery.start(friendly)
+            html = html.replace(url, chat_url)
+
+            def steps() -> None:
+                browser.driver.get(origin)
+                root = browser.driver.find_element(By.TAG_NAME, "spacebot-chat").shadow_root
+                root.find_element(By.CSS_SELECTOR, "button").click()
+                browser.driver.switch_to.frame(root.find_element(By.CSS_SELECTOR, "iframe"))
+                browser.wait_online()
+                browser.say("hello from outside")
+                browser.wait_texts(["hello from outside", "You said hello from outside"])
+
+            await drive(steps)
+            assert program.main.accepted[0].conversation_id.startswith("webchat:embed:main:")
+            stop.set()
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_token_is_asked_for_once_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path, token="right") as (_, url):
+
+            def enter(token: str) -> None:
+                browser.wait(lambda: browser.find("#login[open]"), "the dialog")
+                box = browser.driver.find_element(By.ID, "token")
+                box.send_keys(token)
+                box.send_keys(Keys.ENTER)
+
+            def steps() -> None:
+                browser.driver.get(url)
+                enter("wrong")
+                browser.wait(lambda: browser.find("#login-error")[0].text, "the refusal")
+                enter("right")
+                browser.wait_online()
+                browser.say("hello")
+                browser.wait_texts(["hello", "You said hello"])
+                browser.driver.refresh()
+                browser.wait_online()
+                assert not browser.find("#login[open]")
+
+            await drive(steps)

@@ -1,0 +1,14 @@
+"""Prints figures: `python -m tests.bench [spine|memory|llm] [name …]`."""
+
+import runpy
+import sys
+
+from tests.bench import spine
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:] or ["spine"]
+    if what == "spine":
+        spine.main(rest)
+    else:
+        sys.argv = [f"bench_{what}", *rest]
+        runpy.run_module(f"tests.bench.bench_{what}", run_name="__main__")

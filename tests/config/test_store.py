@@ -1,0 +1,137 @@
+"""The live snapshot and the watch over the files."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from spacebot.base.errors import ConfigError
+from spacebot.base.paths import InstancePaths
+from spacebot.config.store import ConfigStore, FileChange, FileKind, ReloadReport, open_watcher
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> InstancePaths:
+    return InstancePaths(tmp_path, tmp_path / "config.toml")
+
+
+def test_a_reload_changes_what_readers_see_and_tells_listeners(paths: InstancePaths) -> None:
+    store = ConfigStore.open(paths.config)
+    reports: list[ReloadReport] = []
+    store.listen(reports.append)
+    paths.config.write_text("[defaults]\nmax_turns = 9\n")
+
+    report = store.reload()
+
+    assert store.current.default_agent.max_turns == 9
+    assert report.changed
+    assert reports == [report]
+    assert not store.reload().changed
+    assert reports == [report]
+
+
+def test_a_broken_file_leaves_the_old_values(paths: InstancePaths) -> None:
+    paths.config.write_text("[defaults]\nmax_turns = 9\n")
+    store = ConfigStore.open(paths.config)
+    paths.config.write_text("[defaults]\nmax_turns = \n")
+
+    report = store.reload()
+
+    assert report.error is not None
+    assert "line 2" in report.error
+    assert store.current.default_agent.max_turns == 9
+    with pytest.raises(ConfigError):
+        ConfigStore.open(paths.config)
+
+
+def test_what_needs_a_restart_is_named_until_it_is_taken_back(paths: InstancePaths) -> None:
+    store = ConfigStore.open(paths.config)
+    paths.config.write_text('[api]\nport = 1234\nbind = "::1"\n[[agents]]\nid = "new"\n')
+
+    assert store.reload().requires_restart == ("api.bind", "api.port", "agents[main]", "agents[new]")
+    paths.config.write_text("")
+    assert store.reload().requires_restart == ()
+
+
+class _Seen:
+    """What the watcher called back, for a test to wait on."""
+
+    def __init__(self) -> None:
+        self.send, self.receive = trio.open_memory_channel[tuple[FileKind, str]](100)
+
+    async def note(self, changes: Sequence[FileChange]) -> None:
+        for change in changes:
+            await self.send.send((change.kind, change.path.name))
+
+    async def next(self) -> tuple[FileKind, str]:
+        with trio.fail_after(10):
+            return await self.receive.receive()
+
+
+@asynccontextmanager
+async def watching(paths: InstancePaths) -> AsyncIterator[_Seen]:
+    seen = _Seen()
+    async with open_watcher(paths, lambda: ["main"], dict.fromkeys(FileKind, seen.note), step_ms=20, debounce_ms=100):
+        yield seen
+
+
+async def test_a_new_an_edited_and_a_renamed_file_are_seen(paths: InstancePaths) -> None:
+    async with watching(paths) as seen:
+        paths.config.write_text("a = 1")
+        assert await seen.next() == (FileKind.CONFIG, "config.toml")
+        paths.config.write_text("a = 2")
+        assert await seen.next() == (FileKind.CONFIG, "config.toml")
+        written = paths.root / ".config.toml.swp"
+        written.write_text("a = 3")
+        written.replace(paths.config)
+        assert await seen.next() == (FileKind.CONFIG, "config.toml")
+        paths.config.unlink()
+        assert await seen.next() == (FileKind.CONFIG, "config.toml")
+
+
+async def test_folders_that_appear_later_are_watched(paths: InstancePaths) -> None:
+    async with watching(paths) as seen:
+        deep = paths.agent("main").prompts / "fragments"
+        deep.mkdir(parents=True)
+        (deep / "status.md").write_text("hello")
+        assert await seen.next() == (FileKind.PROMPT, "status.md")
+        (paths.agent("main").root / "SOUL.md").write_text("kind")
+        assert await seen.next() == (FileKind.IDENTITY, "SOUL.md")
+        (deep / "status.md").write_text("bye")
+        assert await seen.next() == (FileKind.PROMPT, "status.md")
+
+
+async def test_a_save_without_a_change_calls_nobody(paths: InstancePaths) -> None:
+    paths.config.write_text("a = 1")
+    async with watching(paths) as seen:
+        paths.config.write_text("a = 1")
+        (paths.root / "notes.txt").write_text("not ours")
+        paths.prompts.mkdir()
+        (paths.prompts / "CHANNEL.md").write_text("x")
+        assert await seen.next() == (FileKind.PROMPT, "CHANNEL.md")
+        assert seen.receive.statistics().current_buffer_used == 0
+
+
+async def test_a_callback_that_refuses_does_not_end_the_watch(paths: InstancePaths) -> None:
+    seen = _Seen()
+
+    async def refuse(changes: Sequence[FileChange]) -> None:
+        await seen.note(changes)
+        raise ConfigError("broken")
+
+    async with open_watcher(paths, lambda: [], {FileKind.CONFIG: refuse}, step_ms=20, debounce_ms=100):
+        for i in range(2):
+            paths.config.write_text(f"a = {i}")
+            assert await seen.next() == (FileKind.CONFIG, "config.toml")
+
+
+async def test_an_idle_watch_uses_no_measurable_cpu(paths: InstancePaths) -> None:
+    async with open_watcher(paths, lambda: ["main"], {}):
+        began = time.process_time()
+        await trio.sleep(0.6)
+        assert time.process_time() - began < 0.05
+    assert os.listdir(paths.root) == []

@@ -1,0 +1,75 @@
+"""Guards that hold for every test: silence in the log, no network but loopback.
+
+A test that provokes an error record claims it: `logs.expect("turn failed")`.
+"""
+
+import logging
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("spacebot", deadline=None, max_examples=100, database=None)
+hypothesis.settings.load_profile("spacebot")
+
+
+class Logs(logging.Handler):
+    """Error records of one test; those that nobody expected fail it, and so do expected ones that never came."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.records: list[logging.LogRecord] = []
+        self._expected: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def expect(self, phrase: str) -> None:
+        """Allow, and demand, error records whose message holds this phrase."""
+        self._expected.append(phrase)
+
+    def check(self) -> None:
+        """Compare what came with what was expected."""
+        messages = [record.getMessage() for record in self.records]
+        surprises = [m for m in messages if not any(phrase in m for phrase in self._expected)]
+        missing = [phrase for phrase in self._expected if not any(phrase in m for m in messages)]
+        assert not surprises, f"error records that the test did not expect: {surprises}"
+        assert not missing, f"error records that did not come: {missing}"
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[Logs]:
+    """Watches the error records of the test."""
+    handler = Logs()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
+    handler.check()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _loopback_only() -> Iterator[None]:
+    """Refuse connections to other machines: a test must not depend on them, nor tell them anything."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)), raising=False)
+        yield
+
+
+def _guarded(connect: Any) -> Any:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            raise AssertionError(f"the test wants to connect to {address!r}; only loopback is allowed")
+        return connect(self, address)
+
+    return guarded
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
