@@ -30,6 +30,7 @@ from spacebot.messaging.messages import Attachment, Author, InboundMessage, Outb
 from spacebot.storage.database import Connection, Database, Row
 
 MAX_ATTEMPTS = 20  # turns that may die with a message before it is given up as the likely cause; a crash loop ends there
+GIVEN_UP = f"Sorry, I could not answer this: the program stopped {MAX_ATTEMPTS} times while I tried."
 RESTART_REASON = "interrupted by a restart"
 
 
@@ -284,6 +285,10 @@ class Conversations:
                 "UPDATE ledger SET state = ?, reason = ?, updated_at = ? WHERE turn_id = ? AND state = 'in_turn'",
                 (str(fate), detail, now, turn_id),
             )
+            if state is TurnState.INTERRUPTED:  # a stop in good order is no death with these messages
+                c.execute(
+                    "UPDATE ledger SET attempts = max(0, attempts - 1) WHERE turn_id = ? AND state = 'accepted'", (turn_id,)
+                )
             _relay(c, result_ids, turn_id, now)
             if notice is None:
                 return None
@@ -675,10 +680,16 @@ def _relay(c: Connection, result_ids: Iterable[str], turn_id: TurnId | None, now
 def _recover(c: Connection, now: str) -> Recovery:
     c.execute("UPDATE turns SET state = 'interrupted', completed_at = ? WHERE state = 'running'", (now,))
     _drop_children_of_dead_turns(c, now)
-    c.execute(
-        "UPDATE ledger SET state = 'failed', reason = ?, updated_at = ? WHERE state = 'in_turn' AND attempts >= ?",
+    given_up = c.execute(
+        "UPDATE ledger SET state = 'failed', reason = ?, updated_at = ? WHERE state = 'in_turn' AND attempts >= ? "
+        "RETURNING message_id, channel_id",
         (f"given up: {MAX_ATTEMPTS} turns with it died", now, MAX_ATTEMPTS),
-    )
+    ).fetchall()
+    for row in given_up:
+        _append(
+            c, row["channel_id"], role="assistant", content=GIVEN_UP, kind=str(OutboundKind.NOTICE),
+            reply_to=row["message_id"], now=now,
+        )  # fmt: skip
     c.execute("UPDATE ledger SET state = 'accepted', updated_at = ? WHERE state = 'in_turn'", (now,))
     messages = tuple(
         _journalled(row)

@@ -140,11 +140,14 @@ class Http:
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: application/json\r\n"
             f"Accept: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
         )
-        if self._stream is None:
-            self._stream = await trio.open_tcp_stream("127.0.0.1", self._port)
-        await self._stream.send_all(head.encode() + payload)
-        while b"\r\n\r\n" not in self._buffer:
-            self._buffer += await self._some()
+        is_used = self._stream is not None
+        try:
+            await self._begin(head.encode() + payload)
+        except trio.BrokenResourceError:
+            if not is_used:
+                raise
+            self._stream = None  # the server had closed it while it was idle
+            await self._begin(head.encode() + payload)
         raw, self._buffer = self._buffer.split(b"\r\n\r\n", 1)
         lines = raw.decode().split("\r\n")
         headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines[1:])}
@@ -153,6 +156,13 @@ class Http:
             self._buffer += await self._some()
         content, self._buffer = self._buffer[:length], self._buffer[length:]
         return int(lines[0].split()[1]), json.loads(content) if content else None
+
+    async def _begin(self, request: bytes) -> None:
+        if self._stream is None:
+            self._stream = await trio.open_tcp_stream("127.0.0.1", self._port)
+        await self._stream.send_all(request)
+        while b"\r\n\r\n" not in self._buffer:
+            self._buffer += await self._some()
 
     async def _some(self) -> bytes:
         assert self._stream is not None

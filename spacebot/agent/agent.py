@@ -14,6 +14,7 @@ from typing import Any
 import trio
 
 from spacebot.agent.channel import Channel
+from spacebot.agent.pacing import RETRY_S
 from spacebot.agent.parts import AgentParts, ModelSource
 from spacebot.agent.prompts import load_prompts
 from spacebot.base.clock import Clock
@@ -99,9 +100,7 @@ class Agent:
         for worker in recovery.workers:
             await (await self._channel(worker.channel_id)).resume_worker(worker)
         for channel_id in recovery.channels_with_results:
-            channel = await self._channel(channel_id)
-            for result in await self._parts.conversations.pending_results(channel_id):
-                channel.add_result(result, at_once=True)
+            await self._channel(channel_id)  # which reads its results with its history
         log.info(
             "agent recovered",
             extra=kv(
@@ -145,6 +144,8 @@ class Agent:
         """The live channel of a conversation; it is made when there is none."""
         channel = self._channels.get(conversation)
         if channel is None or channel.is_retired:
+            if channel is not None:
+                self._parts.tree.remove(channel.node)  # it is just leaving
             node = self._parts.tree.add(
                 NodeKind.CHANNEL,
                 conversation,
@@ -171,6 +172,9 @@ class Agent:
             self._parts.tree.remove(node)
             if self._channels.get(channel.id) is channel:
                 del self._channels[channel.id]
+        if channel.has_work:  # what it had taken is in the journal
+            await trio.sleep(RETRY_S)
+            await self._channel(channel.id)
 
     async def _write_usage(self) -> None:
         """Write the cost of model calls, some at a time."""

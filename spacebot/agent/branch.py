@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from spacebot.agent.engine import Ending, Engine, last_words
 from spacebot.agent.parts import AgentParts
+from spacebot.agent.turn import bridged
 from spacebot.base.clock import format_local
 from spacebot.base.redaction import scrub
 from spacebot.base.tree import Node, NodeState, Outcome
@@ -48,7 +49,7 @@ async def run_branch(
         window=lambda: parts.window(ProcessKind.BRANCH),
         overflow_note=parts.prompts.render("fragments/overflow"),
     )
-    messages = [*fork, ModelMessage.user(run.description)]
+    messages = bridged(fork, ModelMessage.user(run.description), parts.prompts.render("fragments/bridge"))
     own = len(messages)
     result = await engine.run(messages, budget=parts.settings().branch_max_turns)
     match result.ending:

@@ -11,24 +11,25 @@ Source: design 3 and 4, process spec 3, 4 and 22.2
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import trio
 
 from spacebot.agent.branch import run_branch
-from spacebot.agent.pacing import HELD, Pacing, Work
+from spacebot.agent.pacing import HELD, RETRY_S, Pacing, Work
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.render import render_logged
 from spacebot.agent.status import StatusBlock
 from spacebot.agent.toolsets import branch_tools, worker_tools
-from spacebot.agent.turn import Turn
+from spacebot.agent.turn import Turn, bridged
 from spacebot.agent.worker import Worker
 from spacebot.base.clock import monotonic_s
 from spacebot.base.errors import RefusedError, StorageError, ToolError
 from spacebot.base.events import EventKind
 from spacebot.base.ids import ConversationId, MessageId, NodeId
 from spacebot.base.redaction import scrub
+from spacebot.base.telemetry import kv
 from spacebot.base.text import cut_bytes
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
 from spacebot.conversations import BranchRun, Journalled, PendingResult, Standing, WorkerRun
@@ -64,16 +65,30 @@ class Channel:
         self._may_start = may_start
         self._history: list[tuple[MessageId | None, ModelMessage]] = []
         self._pacing = Pacing()
+        self._refill_at = -math.inf
+        self._was_cut = False
         self._wake = trio.Event()
         self._turn: Turn | None = None
         self._workers: dict[str, Worker] = {}
+        self._branches: dict[str, BranchRun] = {}
         self._spawning: set[str] = set()
+        self._uncommitted = 0  # ends of processes that the disk refused
         self._quiet: set[str] = set()  # processes whose end nobody has to be told
         self._idle_since = monotonic_s()
         self._nursery: trio.Nursery | None = None
         self._started = trio.Event()
         self._standing = Standing(is_direct=False, user_id=None)
         self.is_retired = False
+
+    @property
+    def node(self) -> Node:
+        """The channel in the supervision tree."""
+        return self._node
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits to be dealt with, a turn that was cut included."""
+        return self._was_cut or not self._pacing.is_empty
 
     @property
     def is_in_turn(self) -> bool:
@@ -108,13 +123,15 @@ class Channel:
             if self._turn is None and self._may_start():
                 if not self._is_hydrated:
                     await self._hydrate()
-                if self._pacing.has_overflowed and self._pacing.due_at() == math.inf:
+                if self._pacing.has_overflowed and self._pacing.due_at() == math.inf and self._refill_at <= monotonic_s():
                     await self._refill()
                 work = self._pacing.take(monotonic_s())
                 if work is not None:
                     self._start_turn(nursery, work)
                     continue
                 deadline = self._pacing.due_at()
+                if self._pacing.has_overflowed:
+                    deadline = min(deadline, max(self._refill_at, monotonic_s()))
                 if self._is_idle():
                     deadline = min(deadline, self._idle_since + RETIRE_S)
                     if deadline <= monotonic_s():
@@ -124,7 +141,7 @@ class Channel:
                 await self._wake.wait()
 
     def _is_idle(self) -> bool:
-        return self._pacing.is_empty and not self._node.children and not self._spawning
+        return self._pacing.is_empty and not (self._node.children or self._spawning or self._uncommitted)
 
     async def _hydrate(self) -> None:
         """Read the conversation back; what is still unanswered comes with its turn."""
@@ -139,13 +156,25 @@ class Channel:
             if (message := render_logged(row, zone)) is not None:
                 self._history.append((row.id, message))
         self._is_hydrated = True
+        await self._refill()
 
     async def _refill(self) -> None:
-        """Fetch from the journal what did not fit into memory."""
+        """Fetch from the log what waits there only: messages beyond those held, results that nobody was told."""
         self._pacing.has_overflowed = False
-        waiting = await self._parts.conversations.waiting(self.id, HELD)
-        for message in waiting:
-            self._pacing.add_message(message, monotonic_s(), self._parts.settings().coalesce)
+        try:
+            messages = await self._parts.conversations.waiting(self.id, HELD)
+            results = await self._parts.conversations.pending_results(self.id)
+        except StorageError as error:
+            log.error("journal not read, it is tried again", extra={"kv": {"channel": self.id, "error": str(error)}})
+            self._pacing.has_overflowed = True
+            self._refill_at = monotonic_s() + RETRY_S
+            return
+        now, coalesce = monotonic_s(), self._parts.settings().coalesce
+        for message in messages:
+            self._pacing.add_message(message, now, coalesce)
+        for result in results:
+            self._pacing.add_result(result, now, at_once=True)
+        self._pacing.has_overflowed |= len(messages) >= HELD
 
     def _start_turn(self, nursery: trio.Nursery, work: Work) -> None:
         taken = {message.id for message in work.messages}
@@ -160,7 +189,7 @@ class Channel:
             work,
             history=[message for _, message in self._history],
             status=self.status,
-            provenance=self._provenance(work.messages[-1].id if work.messages else None),
+            provenance=self._provenance(work),
         )
         nursery.start_soon(self._run_turn, self._turn, node, work)
 
@@ -185,14 +214,16 @@ class Channel:
     async def _settle_broken_turn(self, turn: Turn, work: Work, outcome: Outcome) -> None:
         """Close a turn that did not close itself: cut by a stop, cancelled, or broken."""
         stopped = outcome.state is NodeState.INTERRUPTED
+        self._was_cut |= stopped
         try:
             if stopped or turn.has_replied:
                 await turn.interrupt()
             else:
                 await turn.fail(outcome)
         except StorageError as error:
-            log.error("turn not closed, it is tried again", extra={"kv": {"channel": self.id, "error": str(error)}})
-            self._pacing.give_back(work, monotonic_s())
+            log.error("turn not closed", extra={"kv": {"channel": self.id, "error": str(error)}})
+            if not turn.has_replied:  # what was said is on disk, and nobody is answered twice
+                self._pacing.give_back(work, monotonic_s())
 
     def _trim(self) -> None:
         """Keep live history below its share of the window; the log has all of it."""
@@ -202,19 +233,25 @@ class Channel:
         cut = drop_oldest([message for _, message in self._history], 0.3)
         del self._history[:cut]
 
-    def _provenance(self, message_id: MessageId | None) -> Provenance:
+    def _provenance(self, work: Work) -> Provenance:
+        """Who is answered by a turn: the writer of its last message, not whoever spoke since."""
+        if not work.messages:
+            return Provenance(
+                channel_id=self.id, user_id=self._standing.user_id, message_id=None, is_direct=self._standing.is_direct
+            )
+        last = work.messages[-1]
         return Provenance(
             channel_id=self.id,
-            user_id=self._standing.user_id,
-            message_id=message_id,
-            is_direct=self._standing.is_direct,
+            user_id=last.message.author.id,
+            message_id=last.id,
+            is_direct=last.message.is_direct,
         )
 
     def _fork(self) -> list[ModelMessage]:
         """The conversation as it stands, with what the running turn deals with."""
         messages = [message for _, message in self._history]
         if self._turn is not None and self._turn.prompt is not None:
-            messages.append(self._turn.prompt)
+            return bridged(messages, self._turn.prompt, self._parts.prompts.render("fragments/bridge"))
         return messages
 
     async def spawn_branch(self, description: str) -> str:
@@ -247,7 +284,7 @@ class Channel:
             run.description,
             parent=self._node,
             node_id=run.id or None,
-            limit=self._parts.settings().max_concurrent_branches,
+            limit=None if run.id else self._parts.settings().max_concurrent_branches,
         )
         run = replace(run, id=node.id)
         try:
@@ -255,6 +292,7 @@ class Channel:
         except BaseException:
             self._parts.tree.remove(node)
             raise
+        self._branches[node.id] = run
         self._emit(EventKind.BRANCH_STARTED, branch_id=node.id, description=run.description)
         self._nursery.start_soon(self._run_branch, node, run, self._fork())
         return node.id
@@ -262,7 +300,11 @@ class Channel:
     async def _run_branch(self, node: Node, run: BranchRun, fork: Sequence[ModelMessage]) -> None:
         async def settle(outcome: Outcome) -> None:
             outcome = replace(outcome, text=scrub(outcome.text))
+            self._branches.pop(node.id, None)
             tell = outcome.state is not NodeState.INTERRUPTED and node.id not in self._quiet
+            await self._commit_end(finish, node, outcome, tell)
+
+        async def finish(outcome: Outcome, tell: bool) -> None:
             result = await self._parts.conversations.finish_branch(
                 run, outcome, tool_calls=node.tool_calls, tell=tell
             )
@@ -274,13 +316,39 @@ class Channel:
                 state=str(outcome.state),
             )
 
-        provenance = self._provenance(run.reply_to)
-        tools = branch_tools(self._parts, self, node, run, provenance)
-        await self._parts.tree.supervise(
-            node,
-            lambda: run_branch(self._parts, node, run, fork=fork, tools=tools, viewer=provenance.viewer),
-            settle=settle,
-        )
+        async def think() -> Outcome:
+            standing = await self._parts.conversations.standing(self.id, run.reply_to)
+            provenance = Provenance(
+                channel_id=self.id, user_id=standing.user_id, message_id=run.reply_to, is_direct=standing.is_direct
+            )
+            tools = branch_tools(self._parts, self, node, run, provenance)
+            return await run_branch(self._parts, node, run, fork=fork, tools=tools, viewer=provenance.viewer)
+
+        await self._parts.tree.supervise(node, think, settle=settle)
+
+    async def _commit_end(
+        self, finish: Callable[[Outcome, bool], Awaitable[None]], node: Node, outcome: Outcome, tell: bool
+    ) -> None:
+        """Commit the end of a process; one that the disk refuses is kept and tried again."""
+        try:
+            await finish(outcome, tell)
+        except StorageError as error:
+            log.error("end of process not written, it is tried again", extra=kv(id=node.id, error=str(error)))
+            assert self._nursery is not None
+            self._uncommitted += 1
+            self._nursery.start_soon(self._commit_later, finish, outcome, tell)
+
+    async def _commit_later(
+        self, finish: Callable[[Outcome, bool], Awaitable[None]], outcome: Outcome, tell: bool
+    ) -> None:
+        while True:
+            await trio.sleep(RETRY_S)
+            try:
+                await finish(outcome, tell)
+            except StorageError:
+                continue
+            self._uncommitted -= 1
+            return
 
     async def spawn_worker(
         self, task: str, *, is_interactive: bool, task_type: str | None, origin: Node | None = None
@@ -298,10 +366,12 @@ class Channel:
             )
         self._spawning.add(key)
         try:
+            cause = self._branches.get(origin.id) if origin else None
             turn = self._turn
             run = WorkerRun(
                 id=NodeId(""), channel_id=self.id, task=task, task_type=task_type, is_interactive=is_interactive,
-                turn_id=turn.id if turn else None, reply_to=turn.reply_to if turn else None,
+                turn_id=cause.turn_id if cause else turn.id if turn else None,
+                reply_to=cause.reply_to if cause else turn.reply_to if turn else None,
                 origin=origin.id if origin else None,
             )  # fmt: skip
             return await self._start_worker(run)
@@ -316,7 +386,7 @@ class Channel:
             run.task,
             parent=self._node,
             node_id=run.id or None,
-            limit=settings.max_concurrent_workers,
+            limit=None if run.id else settings.max_concurrent_workers,  # what ran before the restart had its place
         )
         try:
             self._parts.containment.backend = await self._parts.probe()
@@ -351,13 +421,17 @@ class Channel:
             if is_stop and worker.is_waiting:
                 return  # its row says "waiting"; the next start finds it so
             retired = run.is_interactive and outcome.state is NodeState.DONE
+            tell = not (is_stop or retired or node.id in self._quiet)
+            await self._commit_end(finish, node, outcome, tell)
+
+        async def finish(outcome: Outcome, tell: bool) -> None:
             result = await self._parts.conversations.finish_worker(
                 run,
                 outcome,
                 status=node.status,
                 transcript=worker.transcript,
                 tool_calls=node.tool_calls,
-                tell=not (is_stop or retired or node.id in self._quiet),
+                tell=tell,
             )
             self._note_end(node, outcome, result)
             self._emit(

@@ -42,6 +42,7 @@ class Pacing:
         self._known: set[MessageId] = set()
         self._taken: deque[MessageId] = deque(maxlen=2 * HELD)
         self._results: dict[str, PendingResult] = {}
+        self._taken_results: deque[str] = deque(maxlen=2 * HELD)
         self._first_at = 0.0
         self._window_ends = 0.0
         self._results_due = math.inf
@@ -80,6 +81,8 @@ class Pacing:
 
         Beyond `RETRIGGERS_IN_A_ROW` turns without a person it waits for the next message.
         """
+        if result.id in self._taken_results:
+            return
         self._results[result.id] = result
         if self._retriggers < RETRIGGERS_IN_A_ROW:
             self._results_due = now if at_once else now + RESULT_DEBOUNCE_S
@@ -101,6 +104,7 @@ class Pacing:
             self._taken.extend(message.id for message in messages)
         self._retriggers = 0 if messages else self._retriggers + 1
         results = tuple(self._results.values())
+        self._taken_results.extend(self._results)
         self._results.clear()
         self._results_due = math.inf
         return Work(tuple(messages), results)

@@ -23,7 +23,7 @@ from spacebot.base.redaction import scrub
 from spacebot.base.text import cut_bytes, preview
 from spacebot.base.tree import Node, NodeState, Outcome
 from spacebot.conversations import LoggedMessage, PendingResult, TurnState
-from spacebot.llm.messages import ArgumentsDelta, ModelMessage, ProcessKind, Restart, StreamDelta, SystemBlock
+from spacebot.llm.messages import ArgumentsDelta, ModelMessage, ProcessKind, Restart, Role, StreamDelta, SystemBlock
 from spacebot.memory.types import Provenance
 from spacebot.messaging.messages import OutboundKind
 from spacebot.tools.channel import React, Reply, Skip, check_outgoing, content_of, is_tool_syntax
@@ -38,6 +38,17 @@ DELTA_S = 0.04  # pause between two pictures of a growing reply; faster is not r
 RESULT_BYTES = 6000  # of one result in the prompt; a longer one is in the log and can be asked for
 NOTE_BYTES = 500  # of one result in the history afterwards
 ERROR_CHARACTERS = 300  # of a provider's error in the line that people get
+
+
+def bridged(history: Sequence[ModelMessage], prompt: ModelMessage, bridge: str) -> list[ModelMessage]:
+    """History and a new prompt, with a line of the assistant's between two user messages in a row (P41).
+
+    Without it both would melt into one message, and some models answer such a one with nothing. The line is in
+    the request only.
+    """
+    if history and history[-1].role is Role.USER:
+        return [*history, ModelMessage.assistant(bridge), prompt]
+    return [*history, prompt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +152,7 @@ class Turn:
             overflow_note=parts.prompts.render("fragments/overflow"),
         )
         budget = RETRIGGER_BUDGET if self._work.is_retrigger else parts.settings().max_turns
-        messages = [*self._history, self.prompt]
+        messages = bridged(self._history, self.prompt, parts.prompts.render("fragments/bridge"))
         result = await engine.run(messages, budget=budget, on_delta=self._on_delta, on_step=self._next_step)
         for _ in range(CORRECTIONS):
             if result.ending is not Ending.TEXT or self._replies or not is_tool_syntax(result.text):

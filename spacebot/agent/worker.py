@@ -19,8 +19,9 @@ import trio
 from spacebot.agent.engine import Ending, Engine, EngineResult, last_words
 from spacebot.agent.parts import AgentParts
 from spacebot.base.clock import format_local
-from spacebot.base.errors import ModelError, ToolError
+from spacebot.base.errors import ModelError, StorageError, ToolError
 from spacebot.base.redaction import scrub
+from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, NodeState, Outcome
 from spacebot.conversations import WorkerRun
 from spacebot.llm.history import from_json, to_json
@@ -41,6 +42,10 @@ _STATES = {
     "blocked": NodeState.BLOCKED,
     "failed": NodeState.FAILED,
 }
+
+
+class _GaveUpError(Exception):
+    """No model answers any more."""
 
 
 class Worker:
@@ -156,7 +161,7 @@ class Worker:
             with trio.move_on_after(self._parts.settings().worker.idle_timeout_secs) as patience:
                 follow_up = await self._inbox.receive()
             if patience.cancelled_caught:
-                return Outcome(NodeState.DONE, "")
+                return Outcome(NodeState.DONE, self._outcome.text if self._outcome else "")  # told already
             self._set_state(NodeState.RUNNING, short_status(follow_up))
             outcome = await self._work(follow_up)
             if outcome.state is NodeState.TIMED_OUT:
@@ -167,13 +172,22 @@ class Worker:
         """Do one piece of work within the wall clock; what was found is kept when it runs out."""
         limit_s = self._parts.settings().worker.wall_clock_timeout_secs
         with trio.move_on_after(limit_s) as clock:
-            return await self._segments(prompt)
+            try:
+                return await self._segments(prompt)
+            except _GaveUpError as error:
+                return Outcome(NodeState.FAILED, f"{error}. So far: {self._found}")
         assert clock.cancelled_caught
-        found = scrub(self._outcome.text if self._outcome else last_words(self._messages))
-        return Outcome(NodeState.TIMED_OUT, f"stopped after {limit_s:.0f} s of work. So far: {found or 'nothing reported'}")
+        return Outcome(NodeState.TIMED_OUT, f"stopped after {limit_s:.0f} s of work. So far: {self._found}")
+
+    @property
+    def _found(self) -> str:
+        """What the work has come to when it ends without an account."""
+        words = self._outcome.text if self._outcome else last_words(self._messages)
+        return scrub(words) or (f"last status: {self._node.status}" if self._node.status else "nothing reported")
 
     async def _segments(self, prompt: str | None) -> Outcome:
         self._outcome = None
+        earlier = ""
         nudges = 0
         engine = Engine(**self._engine_parts)  # type: ignore[arg-type]
         for segment in range(SEGMENTS):
@@ -181,7 +195,12 @@ class Worker:
                 self._messages.append(ModelMessage.user(prompt))
             result = await self._run_engine(engine)
             if self._outcome is not None:
-                return Outcome(self._outcome.state, scrub(self._outcome.text))
+                account = f"{earlier}{scrub(self._outcome.text)}"
+                late = None if self._run.is_interactive else self._injected()
+                if late is None:
+                    return Outcome(self._outcome.state, account)
+                self._outcome, earlier, prompt = None, f"{account}\n\n", late  # it came while the end was being reported
+                continue
             nudges = 1 if result.calls else nudges + 1
             if result.ending is Ending.BUDGET:
                 nudges = 0
@@ -192,8 +211,7 @@ class Worker:
                 return Outcome(NodeState.FAILED, f"ended without reporting an outcome; its last words: {words}")
             else:
                 prompt = self._parts.prompts.render("fragments/worker_nudge")
-        words = scrub(last_words(self._messages))
-        return Outcome(NodeState.PARTIAL, f"stopped after {SEGMENTS} segments. So far: {words or 'nothing reported'}")
+        return Outcome(NodeState.PARTIAL, f"{earlier}stopped after {SEGMENTS} segments. So far: {self._found}")
 
     async def _run_engine(self, engine: Engine) -> EngineResult:
         """One segment; a provider that does not answer is tried again after a pause."""
@@ -204,7 +222,7 @@ class Worker:
                 )
             except ModelError as error:
                 if not error.retryable or pause is None:
-                    raise
+                    raise _GaveUpError(scrub(str(error))) from error
                 self.note_status(f"the model does not answer, next try in {pause:.0f} s")
                 await trio.sleep(pause)
         raise AssertionError("unreachable")
@@ -223,10 +241,14 @@ class Worker:
         self.note_status(status)
 
     async def _checkpoint(self) -> None:
-        await self._parts.conversations.checkpoint_worker(
-            self._run.id,
-            state=self._node.state,
-            status=self._node.status,
-            transcript=self.transcript,
-            tool_calls=self._node.tool_calls,
-        )
+        """Keep the transcript; work goes on when the disk refuses it."""
+        try:
+            await self._parts.conversations.checkpoint_worker(
+                self._run.id,
+                state=self._node.state,
+                status=self._node.status,
+                transcript=self.transcript,
+                tool_calls=self._node.tool_calls,
+            )
+        except StorageError as error:
+            log.warning("worker's transcript not written", extra=kv(id=self._run.id, error=str(error)))

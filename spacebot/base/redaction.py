@@ -13,7 +13,8 @@ from urllib.parse import unquote
 
 MASK = "[secret removed]"
 MIN_LITERAL = 8  # shorter configured values are too common in ordinary text to be searched for
-LONGEST = 4096  # characters a stream holds back, at most, while it may be inside a key
+LONGEST = 256  # characters of the longest usual key
+HELD_BACK = 4096  # characters a stream holds back, at most, while it may be inside a key or an encoded one
 
 _SHAPES: dict[str, re.Pattern[str]] = {
     "private key": re.compile(
@@ -94,9 +95,9 @@ def scrub(text: str) -> str:
 def safe_length(text: str) -> int:
     """How much of a growing text may be shown now: up to the last place where a secret could be starting.
 
-    The rest is held back until more text shows that it is harmless; at most `LONGEST` characters.
+    The rest is held back until more text shows that it is harmless; at most `HELD_BACK` characters.
     """
-    start = max(0, len(text) - LONGEST)
+    start = max(0, len(text) - HELD_BACK)
     tail = text[start:]
     cut = len(tail)
     word = max(tail.rfind(blank) for blank in " \n\t") + 1

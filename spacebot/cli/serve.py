@@ -103,9 +103,11 @@ class _Server:
             self._notifier.stopping()
             nursery.cancel_scope.cancel()
         if failure is not None:
-            if not isinstance(failure, SpacebotError):
-                log.critical("program failed", exc_info=failure)
-            raise failure
+            if isinstance(failure, SpacebotError):
+                raise failure
+            log.critical("program failed", exc_info=failure)
+            where = self._paths.logs / "spacebot.log"
+            raise SpacebotError(f"internal error ({type(failure).__name__}); {where} has the details") from failure
         return self._code
 
     def _note_ready(self, info: ReadyInfo) -> None:

@@ -114,7 +114,8 @@ def _size(part: Part) -> int:
         return len(part.text.encode())
     if isinstance(part, Image):
         return IMAGE_TOKENS * BYTES_PER_TOKEN
-    return len(part.name) + len(json.dumps(dict(part.arguments or {}), ensure_ascii=False).encode())
+    arguments = part.raw_arguments if part.arguments is None else json.dumps(dict(part.arguments), ensure_ascii=False)
+    return len(part.name) + len(arguments.encode())
 
 
 def is_boundary(message: ModelMessage) -> bool:

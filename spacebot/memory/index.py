@@ -66,9 +66,9 @@ class IndexPolicy:
 
     exact_limit: int = 20_000  # memories; 30 MB of matrix, 2 ms a search
     index_rows: int = 20_000  # from here on the table gets an HNSW index, one partition
-    flush_after_s: float = 30.0  # nobody waits for the table of a small store; opening it costs 100 MiB
+    flush_after_s: float = 120.0  # nobody waits for the table of a small store; opening it costs 150 MiB
     flush_after_large_s: float = 1.0  # once the table answers, what it lacks is scanned on top
-    flush_rows: int = 1000  # so many changes are written at once
+    flush_rows: int = 1000  # once the table answers: so many changes do not wait
     optimize_changes: int = 300  # small fragments double the latency at 50
     optimize_after_s: float = 600.0
 
@@ -233,7 +233,7 @@ class VectorIndex:
             self._matrix.changes.append(change)
         self._pending += 1
         self._changed.set()
-        if self._pending >= self._policy.flush_rows:
+        if self._pending >= self._policy.flush_rows and self.engine is not Engine.EXACT:
             self._many.set()
 
     async def _look_for_backlog(self) -> None:

@@ -133,12 +133,10 @@ class MemoryStore:
         wanted = list(candidates)
 
         def read(connection: Connection) -> Neighbourhood:
-            scores, memories = _walk(connection, starts, viewer, depth)
-            ordered = sorted(scores, key=lambda key: (-scores[key], -memories[key].importance, key))[:limit]
-            memories = {**{key: memories[key] for key in ordered}, **load(connection, wanted, viewer)}
-            return Neighbourhood(
-                walked=tuple(ordered), memories=memories, updated=_updated(connection, list(memories), viewer)
-            )
+            scores = _walk(connection, starts, viewer, depth)
+            walked = tuple(sorted(scores, key=lambda key: (-scores[key], key))[:limit])
+            memories = load(connection, list({*walked, *wanted}), viewer)
+            return Neighbourhood(walked=walked, memories=memories, updated=_updated(connection, list(memories), viewer))
 
         return await self._database.read(read)
 
@@ -426,37 +424,35 @@ def _lower(connection: Connection, newer: Memory, older: Memory) -> None:
     )
 
 
-def _walk(
-    connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, depth: int
-) -> tuple[dict[MemoryId, float], dict[MemoryId, Memory]]:
+def _walk(connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, depth: int) -> dict[MemoryId, float]:
+    """Scores of the live, visible memories around `starts`."""
     visited = set(starts)
     frontier = list(starts)
     scores: dict[MemoryId, float] = {}
-    memories: dict[MemoryId, Memory] = {}
     for _ in range(depth):
         if not frontier:
             break
         rows = connection.execute(
-            "SELECT a.target_id AS near, a.relation_type, a.weight FROM associations a "
-            "WHERE a.source_id IN (SELECT value FROM json_each(:ids)) "
-            "UNION ALL SELECT a.source_id, a.relation_type, a.weight FROM associations a "
-            "WHERE a.target_id IN (SELECT value FROM json_each(:ids)) ORDER BY 3 DESC, 1 LIMIT :edges",
-            {"ids": json.dumps(frontier), "edges": EDGES_PER_HOP},
+            "SELECT a.near, a.relation_type, a.weight, m.importance FROM ("
+            "SELECT target_id AS near, relation_type, weight FROM associations "
+            "WHERE source_id IN (SELECT value FROM json_each(:ids)) UNION ALL "
+            "SELECT source_id, relation_type, weight FROM associations "
+            "WHERE target_id IN (SELECT value FROM json_each(:ids))"
+            f") a JOIN memories m ON m.id = a.near WHERE m.forgotten = 0 AND {VISIBLE} "
+            "ORDER BY a.weight DESC, a.near LIMIT :edges",
+            {**scope(viewer), "ids": json.dumps(frontier), "edges": EDGES_PER_HOP},
         ).fetchall()
-        met = load(connection, [row["near"] for row in rows if row["near"] not in visited], viewer)
-        memories.update(met)
-        frontier = []
+        met: dict[MemoryId, bool] = {}  # and whether the walk goes on there
         for row in rows:
             near = MemoryId(row["near"])
-            if near not in met:
+            if near in visited:
                 continue
             relation = _relation(row["relation_type"])
-            score = met[near].importance * row["weight"] * RELATION_WEIGHT[relation]
-            scores[near] = max(score, scores.get(near, 0.0))
-            if relation in WALKED_THROUGH and near not in frontier:
-                frontier.append(near)
+            scores[near] = max(row["importance"] * row["weight"] * RELATION_WEIGHT[relation], scores.get(near, 0.0))
+            met[near] = met.get(near, False) or relation in WALKED_THROUGH
         visited |= met.keys()
-    return scores, memories
+        frontier = [near for near, goes_on in met.items() if goes_on]
+    return scores
 
 
 def _updated(connection: Connection, ids: Sequence[str], viewer: Viewer) -> frozenset[MemoryId]:

@@ -71,7 +71,10 @@ class Database:
         return await trio.to_thread.run_sync(self._read, fn, limiter=self._reader_limit, abandon_on_cancel=False)
 
     def _read(self, fn: Callable[[Connection], T]) -> T:
-        connection = self._readers.pop() if self._readers else connect(self.path, read_only=True)
+        try:
+            connection = self._readers.pop()
+        except IndexError:  # two threads may want the last one
+            connection = connect(self.path, read_only=True)
         try:
             return fn(connection)
         except sqlite3.Error as error:

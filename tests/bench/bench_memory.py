@@ -10,21 +10,21 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 import trio
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from spacebot.base.events import EventBus  # noqa: E402
-from spacebot.base.paths import package_file  # noqa: E402
-from spacebot.memory.embedding import Embedder, OnnxEmbedder  # noqa: E402
-from spacebot.memory.index import IndexPolicy  # noqa: E402
-from spacebot.memory.memory import AgentMemory, open_memory  # noqa: E402
-from spacebot.memory.types import NewMemory, Provenance, Query  # noqa: E402
-from spacebot.storage.database import open_database  # noqa: E402
-from tests.fakes.fake_embedder import FakeEmbedder  # noqa: E402
+from spacebot.base.events import EventBus
+from spacebot.base.paths import package_file
+from spacebot.memory.embedding import Embedder, OnnxEmbedder
+from spacebot.memory.index import IndexPolicy
+from spacebot.memory.memory import AgentMemory, open_memory
+from spacebot.memory.types import NewMemory, Provenance, Query
+from spacebot.storage.database import open_database
+from tests.fakes.fake_embedder import FakeEmbedder
 
 WORDS = [
     f"{a}{b}{c}" for a in "bdfklmnprstvz" for b in ("a", "en", "or", "il", "us") for c in ("ta", "rin", "mok", "del")
@@ -46,10 +46,20 @@ def sentence(source: random.Random, number: int) -> str:
     return f"{' '.join(source.choices(WORDS, WEIGHTS, k=10)).capitalize()} number {number}."
 
 
-def line(name: str, seconds: Sequence[float]) -> None:
-    ordered = sorted(seconds)
-    p50, p95 = ordered[len(ordered) // 2] * 1000, ordered[int(len(ordered) * 0.95)] * 1000
-    print(f"{name}: p50 {p50:.1f} ms, p95 {p95:.1f} ms ({len(ordered)} calls)", flush=True)
+def line(name: str, calls: Sequence[tuple[float, float]]) -> None:
+    walls, cpus = sorted(wall for wall, _ in calls), sorted(cpu for _, cpu in calls)
+    middle, late = len(calls) // 2, int(len(calls) * 0.95)
+    print(
+        f"{name}: p50 {walls[middle] * 1000:.1f} ms, p95 {walls[late] * 1000:.1f} ms, "
+        f"cpu p50 {cpus[middle] * 1000:.1f} ms ({len(calls)} calls)",
+        flush=True,
+    )
+
+
+async def timed(call: Awaitable[object]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    await call
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 async def measure(memory: AgentMemory, embedder: Embedder, sizes: Sequence[int]) -> None:
@@ -72,18 +82,13 @@ async def measure(memory: AgentMemory, embedder: Embedder, sizes: Sequence[int])
                 nursery.start_soon(put, number)
         saved = size
         print(f"{size}: filled at {count / (time.perf_counter() - started):.0f} saves/s, rss {rss_mib()} MiB")
-        times: dict[str, list[float]] = {"save": [], "recall": [], "embed": []}
+        times: dict[str, list[tuple[float, float]]] = {"save": [], "recall": [], "embed": []}
         for number in range(QUESTIONS):
-            started = time.perf_counter()
-            await memory.save(NewMemory(content=sentence(source, 10**9 + saved + number), provenance=ROOM))
-            times["save"].append(time.perf_counter() - started)
+            new = NewMemory(content=sentence(source, 10**9 + saved + number), provenance=ROOM)
             question = sentence(source, number)
-            started = time.perf_counter()
-            await embedder.embed([question])
-            times["embed"].append(time.perf_counter() - started)
-            started = time.perf_counter()
-            await memory.recall(Query(viewer=ROOM.viewer, text=question))
-            times["recall"].append(time.perf_counter() - started)
+            times["save"].append(await timed(memory.save(new)))
+            times["embed"].append(await timed(embedder.embed([question])))
+            times["recall"].append(await timed(memory.recall(Query(viewer=ROOM.viewer, text=question))))
         for name, seconds in times.items():
             line(f"{size}: {name}", seconds)
         stats = await memory.stats()

@@ -50,6 +50,8 @@ def load_app() -> Any:
     async def app(paths: InstancePaths, store: ConfigStore, *, on_ready: Callable[[Info], None], debug: bool) -> int:
         if (paths.root / "fail").exists():
             raise ConfigError((paths.root / "fail").read_text())
+        if (paths.root / "bug").exists():
+            raise ZeroDivisionError
         if (paths.root / "crash").exists():
             os._exit(9)
         async with open_fake_program(paths.root) as inner, trio.open_nursery() as nursery:

@@ -55,9 +55,10 @@ def test_the_daemon_is_on_its_own(instance: Instance) -> None:
         ),
         (lambda i: (i.root / "config.toml").write_text("[api]\nport = 99999\n"), "api.port = 99999: must be at most"),
         (lambda i: (i.root / "config.toml").mkdir(), "is a directory"),
+        (lambda i: (i.root / "bug").touch(), "internal error (ZeroDivisionError)"),
         (lambda i: (i.root / "crash").touch(), "spacebot ended while it was starting"),
     ],
-    ids=["refused", "wrong value", "directory", "death"],
+    ids=["refused", "wrong value", "directory", "bug", "death"],
 )
 def test_start_fails_with_the_reason(instance: Instance, prepare, reason: str) -> None:
     instance.root.mkdir()

@@ -2,6 +2,7 @@
 
 import sqlite3
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -86,7 +87,7 @@ def test_ranks_have_no_gaps_and_the_order_never_varies(lists: list[list[MemoryId
 
     assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
     assert [hit.memory.id for hit in hits] == [hit.memory.id for hit in backwards]
-    assert all(first.score >= second.score for first, second in zip(hits, hits[1:], strict=False))
+    assert all(first.score >= second.score for first, second in pairwise(hits))
 
 
 def test_a_newer_version_goes_before_the_older_one() -> None:

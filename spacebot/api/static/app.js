@@ -9,7 +9,7 @@ const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const isEmbedded = query.has("embed");
 const HISTORY = 60;
-const IDEAS = ["What can you do?", "Remember that I prefer tea", "What do you know about me?"];
+const IDEAS = ["What can you do?", "Remember that my favourite tea is oolong", "What is my favourite tea?", "wait 10 seconds"];
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 
 let agentId = "main";

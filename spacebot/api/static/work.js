@@ -9,6 +9,7 @@ const ENDS = {
   blocked: "Blocked", interrupted: "Interrupted",
 };
 const TOOLS_SHOWN = 4;
+const SAID = new Set(["reply", "react", "skip"]); // what the chat itself shows
 const FINISHED_KEPT = 20;
 const TURN = "turn"; // at most one at a time, so it needs no id of its own
 
@@ -129,7 +130,7 @@ export class Work {
 
   tool({ process_type, process_id, tool_name, call_id }, state) {
     const item = this.find(process_id) ?? (["channel", "turn"].includes(process_type) ? this.find(TURN) : null);
-    if (!item) return;
+    if (!item || SAID.has(tool_name)) return;
     const key = call_id ?? tool_name;
     let line = item.tools.get(key);
     if (!line) {
