@@ -10,7 +10,6 @@ Source: design 3; control spec 1.12
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -110,7 +109,7 @@ class _Probe:
 async def main(
     paths: InstancePaths, store: ConfigStore, *, on_ready: Callable[[ReadyInfo], None], debug: bool = False
 ) -> int:
-    """Run until stopped; returns the exit code, 0 after an orderly stop, 75 when a restart is wanted.
+    """Run until stopped (the control socket, or signals, which the daemon turns into its commands); returns the exit code, 0 after an orderly stop, 75 when a restart is wanted.
 
     Errors: ConfigError, StorageError when a part cannot be opened.
     """
@@ -170,10 +169,15 @@ async def _serve(
                     partial(serve_api, program, api, events=program.events, tree=tree, run_id=run_id, stop=program.stop)
                 )
             commands = control_commands(
-                program, tree=tree, events=program.events, store=program.store, run_id=run_id, started_at=started, urls=urls
+                program,
+                tree=tree,
+                events=program.events,
+                store=program.store,
+                run_id=run_id,
+                started_at=started,
+                urls=urls,
             )
             await faces.start(serve_control, paths.socket, commands)
-            faces.start_soon(_watch_signals, program)
             faces.start_soon(_watch_files, program, paths)
             faces.start_soon(_warm_up, program, probe)
             on_ready(ReadyInfo(urls=urls, model_label=program.agents[program.default_agent_id].model_label))
@@ -201,19 +205,6 @@ async def _wait_for_message(program: RunningProgram) -> None:
     with program.events.subscribe(frozenset({EventKind.INBOUND_MESSAGE})) as messages:
         await messages.receive()
     program.note_visitor()
-
-
-async def _watch_signals(program: RunningProgram) -> None:
-    """TERM and INT drain, a second one ends at once; HUP reads the configuration again."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            if number == signal.SIGHUP:
-                program.reload_config()
-            elif program.stop.is_set():
-                log.warning("stopped at once by a second signal")
-                os._exit(130)
-            else:
-                program.request_stop()
 
 
 async def _watch_files(program: RunningProgram, paths: InstancePaths) -> None:

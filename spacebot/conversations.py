@@ -29,7 +29,9 @@ from spacebot.llm.messages import Usage
 from spacebot.messaging.messages import Attachment, Author, InboundMessage, OutboundKind, ReplyPreview
 from spacebot.storage.database import Connection, Database, Row
 
-MAX_ATTEMPTS = 20  # turns that may die with a message before it is given up as the likely cause; a crash loop ends there
+MAX_ATTEMPTS = (
+    20  # turns that may die with a message before it is given up as the likely cause; a crash loop ends there
+)
 GIVEN_UP = f"Sorry, I could not answer this: the program stopped {MAX_ATTEMPTS} times while I tried."
 RESTART_REASON = "interrupted by a restart"
 
@@ -174,6 +176,7 @@ class Fate:
     turn_detail: str | None
     coalesced_with: tuple[MessageId, ...]
     replies: tuple[LoggedMessage, ...]
+    is_pending: bool  # its turn put the answer off: something that it started still runs, or waits to be told
     runs: tuple[Mapping[str, Any], ...]
 
 
@@ -231,7 +234,14 @@ class Conversations:
         def write(c: Connection) -> LoggedMessage:
             now = self._clock.text()
             row = _append(
-                c, channel_id, role="assistant", content=text, kind=str(kind), reply_to=reply_to, turn_id=turn_id, now=now
+                c,
+                channel_id,
+                role="assistant",
+                content=text,
+                kind=str(kind),
+                reply_to=reply_to,
+                turn_id=turn_id,
+                now=now,
             )
             if kind is OutboundKind.TEXT:
                 c.execute(
@@ -287,7 +297,8 @@ class Conversations:
             )
             if state is TurnState.INTERRUPTED:  # a stop in good order is no death with these messages
                 c.execute(
-                    "UPDATE ledger SET attempts = max(0, attempts - 1) WHERE turn_id = ? AND state = 'accepted'", (turn_id,)
+                    "UPDATE ledger SET attempts = max(0, attempts - 1) WHERE turn_id = ? AND state = 'accepted'",
+                    (turn_id,),
                 )
             _relay(c, result_ids, turn_id, now)
             if notice is None:
@@ -311,7 +322,9 @@ class Conversations:
 
         await self._database.write(write)
 
-    async def finish_branch(self, run: BranchRun, outcome: Outcome, *, tool_calls: int, tell: bool) -> PendingResult | None:
+    async def finish_branch(
+        self, run: BranchRun, outcome: Outcome, *, tool_calls: int, tell: bool
+    ) -> PendingResult | None:
         """Commit a branch's end and, with `tell`, the result that its channel has to pass on.
 
         Returns the pending result; None when none was asked for or the row had ended before.
@@ -543,9 +556,7 @@ class Conversations:
             lambda c: dict(c.execute("SELECT state, count(*) FROM ledger GROUP BY state").fetchall())
         )
 
-    async def record_usage(
-        self, entries: Sequence[tuple[str, str | None, str | None, str, Usage]]
-    ) -> None:
+    async def record_usage(self, entries: Sequence[tuple[str, str | None, str | None, str, Usage]]) -> None:
         """Keep what model calls cost: (process kind, process id, channel id, model, usage) each."""
 
         def write(c: Connection) -> None:
@@ -578,7 +589,14 @@ def _accept(c: Connection, message: InboundMessage, observe: bool, now: str) -> 
         "INSERT INTO channels (id, platform, display_name, is_direct, created_at, last_activity_at) "
         "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET last_activity_at = excluded.last_activity_at, "
         "display_name = COALESCE(excluded.display_name, display_name)",
-        (message.conversation_id, platform_of(message.conversation_id), message.channel_name, message.is_direct, now, now),
+        (
+            message.conversation_id,
+            platform_of(message.conversation_id),
+            message.channel_name,
+            message.is_direct,
+            now,
+            now,
+        ),
     )
     row = _append(
         c,
@@ -747,7 +765,9 @@ def _drop_children_of_dead_turns(c: Connection, now: str) -> None:
         "AND m.kind = 'text'))"
     )
     reason = "its turn was interrupted and is taken again"
-    c.execute(f"UPDATE branch_runs SET state = 'cancelled', conclusion = ?, completed_at = ? WHERE {dead}", (reason, now))
+    c.execute(
+        f"UPDATE branch_runs SET state = 'cancelled', conclusion = ?, completed_at = ? WHERE {dead}", (reason, now)
+    )
     c.execute(f"UPDATE worker_runs SET state = 'cancelled', result = ?, completed_at = ? WHERE {dead}", (reason, now))
 
 
@@ -772,6 +792,12 @@ def _fate(c: Connection, message_id: str) -> Fate | None:
         "ORDER BY started_at",
         (turn_id, turn_id),
     )
+    (is_pending,) = c.execute(
+        "SELECT EXISTS (SELECT 1 FROM branch_runs WHERE turn_id = :turn AND completed_at IS NULL) "
+        "OR EXISTS (SELECT 1 FROM worker_runs WHERE turn_id = :turn AND completed_at IS NULL) "
+        "OR EXISTS (SELECT 1 FROM pending_results p WHERE p.relayed_at IS NULL AND p.reply_to = :message)",
+        {"turn": turn_id, "message": row["id"]},
+    ).fetchone()
     return Fate(
         message=_logged(row),
         state=LedgerState(row["state"]),
@@ -782,6 +808,7 @@ def _fate(c: Connection, message_id: str) -> Fate | None:
         turn_detail=turn["detail"] if turn else None,
         coalesced_with=tuple(MessageId(other[0]) for other in others),
         replies=tuple(_logged(reply) for reply in replies),
+        is_pending=bool(is_pending),
         runs=tuple(dict(run) for run in runs),
     )
 
@@ -834,7 +861,9 @@ def _from_row(row: sqlite3.Row) -> InboundMessage:
         platform_id=row["platform_id"],
         is_direct=fields.get("is_direct", False),
         mentions_bot=fields.get("mentions_bot", False),
-        reply_to=ReplyPreview(author=fields["reply_to"][0], text=fields["reply_to"][1]) if "reply_to" in fields else None,
+        reply_to=ReplyPreview(author=fields["reply_to"][0], text=fields["reply_to"][1])
+        if "reply_to" in fields
+        else None,
         attachments=tuple(
             Attachment(filename=a[0], media_type=a[1], url=a[2], size_bytes=a[3]) for a in fields.get("attachments", ())
         ),

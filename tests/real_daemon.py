@@ -52,7 +52,11 @@ class Daemon:
     def __init__(self, folder: Path, *, model_url: str | None, api_type: str = "openai_completions", extra: str = ""):
         self.folder = folder
         self.port = free_port()
-        config = CONFIG.format(port=self.port, api_type=api_type, url=model_url) if model_url else f"[api]\nport = {self.port}\n"
+        config = (
+            CONFIG.format(port=self.port, api_type=api_type, url=model_url)
+            if model_url
+            else f"[api]\nport = {self.port}\n"
+        )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(config + extra)
         self.process: subprocess.Popen[bytes] | None = None
@@ -95,7 +99,9 @@ class Daemon:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the program."""
-        return subprocess.run([*program(), *words], env=self.environment, capture_output=True, text=True, cwd=self.folder)
+        return subprocess.run(
+            [*program(), *words], env=self.environment, capture_output=True, text=True, cwd=self.folder
+        )
 
     @property
     def ps(self) -> psutil.Process:
@@ -183,7 +189,9 @@ async def sse(port: int, path: str, *, opened: trio.Event | None = None) -> Asyn
     """The data of each event of a stream, with its name under `event`."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     async with stream:
-        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: text/event-stream\r\n\r\n".encode())
+        await stream.send_all(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: text/event-stream\r\n\r\n".encode()
+        )
         buffer, name = b"", ""
         while True:
             data = await stream.receive_some(262144)
@@ -218,7 +226,7 @@ class Watcher:
         opened = trio.Event()
 
         async def read() -> None:
-            async for event in sse(self._daemon.port, "/api/events", opened=opened):
+            async for event in sse(self._daemon.port, "/api/events?types=outbound_message,turn_ended", opened=opened):
                 if event["event"] == "outbound_message" and event.get("reply_to"):
                     self.answered[event["reply_to"]] = trio.current_time()
                     self.texts[event["reply_to"]] = event["text"]

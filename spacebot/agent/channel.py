@@ -215,6 +215,9 @@ class Channel:
         """Close a turn that did not close itself: cut by a stop, cancelled, or broken."""
         stopped = outcome.state is NodeState.INTERRUPTED
         self._was_cut |= stopped
+        if not turn.has_begun:  # the journal still has its messages as waiting
+            self._pacing.give_back(work, monotonic_s())
+            return
         try:
             if stopped or turn.has_replied:
                 await turn.interrupt()

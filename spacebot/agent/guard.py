@@ -29,15 +29,14 @@ class GuardLimits:
     block: int
     poll_factor: int
     same_outcome_block: int
-    warnings: int
 
 
 LIMITS = {
-    ProcessKind.WORKER: GuardLimits(warn=4, block=7, poll_factor=3, same_outcome_block=4, warnings=3),
-    ProcessKind.BRANCH: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3, warnings=2),
-    ProcessKind.CORTEX: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3, warnings=2),
-    ProcessKind.CHANNEL: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3, warnings=2),
-    ProcessKind.COMPACTOR: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3, warnings=2),
+    ProcessKind.WORKER: GuardLimits(warn=4, block=7, poll_factor=3, same_outcome_block=4),
+    ProcessKind.BRANCH: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3),
+    ProcessKind.CORTEX: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3),
+    ProcessKind.CHANNEL: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3),
+    ProcessKind.COMPACTOR: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3),
 }
 
 
@@ -50,7 +49,6 @@ class LoopGuard:
         self._in_a_row = 0
         self._outcomes: deque[str] = deque(maxlen=HISTORY)
         self._poisoned: set[str] = set()
-        self._warnings = 0
 
     def before(self, call: ToolCall) -> str | None:
         """Note a call; a text means: do not run it, this is its result."""
@@ -62,10 +60,6 @@ class LoopGuard:
             return "This exact call keeps giving the same result. It was not run again; try something else."
         if self._in_a_row >= self._limits.block * factor:
             return f"The same call came {self._in_a_row} times in a row. It was not run; change the approach."
-        if self._in_a_row >= self._limits.warn * factor:
-            self._warnings += 1
-            if self._warnings > self._limits.warnings:
-                return "This call was repeated in spite of warnings. It was not run; change the approach or finish."
         if factor == 1 and (length := self._ping_pong()):
             return f"The last calls repeat a pattern of {length}. This one was not run; change the approach."
         return None
@@ -80,11 +74,14 @@ class LoopGuard:
             if earlier != outcome:
                 break
             same += 1
-        limit = self._limits.same_outcome_block * (self._limits.poll_factor if _is_poll(call) else 1)
+        factor = self._limits.poll_factor if _is_poll(call) else 1
+        limit = self._limits.same_outcome_block * factor
         if same >= limit:
             self._poisoned.add(key)
         if same >= limit - 1 and same > 1:
             return f"{result}\n[note: the same call gave the same result {same} times in a row]"
+        if self._in_a_row >= self._limits.warn * factor:
+            return f"{result}\n[note: the same call came {self._in_a_row} times in a row]"
         return result
 
     def _ping_pong(self) -> int | None:

@@ -89,6 +89,7 @@ class Turn:
         self._shown_at = -1.0
         self.id = TurnId(node.id)
         self.prompt: ModelMessage | None = None  # what this turn asks; branches see it
+        self.has_begun = False  # its row is on disk
         self.end: TurnEnd | None = None
 
     @property
@@ -104,6 +105,7 @@ class Turn:
         await self._parts.conversations.begin_turn(
             self.id, self._channel_id, cause, [journalled.id for journalled in self._work.messages]
         )
+        self.has_begun = True
         self._emit(EventKind.TYPING_STATE, is_typing=True)
         state, detail, notice = await self._talk()
         return await self._close(state, detail, notice)

@@ -417,7 +417,8 @@ async def _relay_until_answered(stream: SessionStream, agent: AgentHandle, messa
     """Pass events on until the ledger says that the message is dealt with; the end repeats all replies to it."""
     while True:
         fate = await agent.conversations.fate(message_id)
-        if fate is not None and fate.state not in _OPEN and fate.turn_state != "running":
+        put_off = fate is not None and fate.state is LedgerState.SKIPPED and fate.is_pending
+        if fate is not None and fate.state not in _OPEN and fate.turn_state != "running" and not put_off:
             replies = [asdict(logged) for logged in fate.replies]
             await reply.send("end", state=str(fate.state), reason=fate.reason, replies=replies)
             return

@@ -108,6 +108,22 @@ class SessionStream:
                 self._take(self._held)
         return self._ready.popleft()
 
+    def receive_nowait(self) -> SessionEvent | None:
+        """The next event if it is there already and needs no look at the log."""
+        while not self._ready:
+            if self._is_behind or self._skipped:
+                return None
+            if self._held is None:
+                self._held = self._subscription.receive_nowait()
+                if self._held is None:
+                    return None
+                if skipped := self._subscription.take_skipped():
+                    self._skipped += skipped
+                    self._is_behind = True
+            else:
+                self._take(self._held)
+        return self._ready.popleft()
+
     async def __aiter__(self) -> AsyncIterator[SessionEvent]:
         while (event := await self.receive()) is not None:
             yield event

@@ -20,6 +20,7 @@ from spacebot.base.errors import SpacebotError
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0  # control spec 4.9; below the idle limit of common proxies
+BATCH = 64  # frames in one write
 _PING = b": ping\n\n"
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -47,6 +48,10 @@ class Source(Protocol):
 
     async def receive(self) -> Frame | None:
         """Wait for the next frame; None at the end."""
+        ...
+
+    def receive_nowait(self) -> Frame | None:
+        """The next frame if there is one already."""
         ...
 
 
@@ -124,6 +129,9 @@ async def _pump(source: Source, write: Callable[[bytes], Any]) -> None:
     await write(b": open\n\n")  # the reader learns at once that it is connected
     try:
         while (frame := await source.receive()) is not None:
-            await write(frame.encode())
+            pieces = [frame.encode()]
+            while len(pieces) < BATCH and (frame := source.receive_nowait()) is not None:
+                pieces.append(frame.encode())  # what is there already goes out in one write
+            await write(b"".join(pieces))
     except SpacebotError as error:
         log.error("event stream ended by an error", exc_info=error)

@@ -21,7 +21,7 @@ from spacebot.api.sessions import process_object
 from spacebot.api.streams import EventStream, Frame
 from spacebot.base.clock import monotonic_s
 from spacebot.base.errors import ConfigError, NotFoundError
-from spacebot.base.events import Subscription
+from spacebot.base.events import EventKind, ProcessEvent, Subscription
 from spacebot.base.tree import NodeKind, Tree
 
 CANCEL_REASON = "cancelled by a person"
@@ -100,10 +100,11 @@ class SystemRoutes:
         agent_id = request.query_params.get("agent_id")
         if agent_id is not None:
             self._api.agent(agent_id)
+        kinds = _kinds(request.query_params.get("types"))
 
         @asynccontextmanager
         async def open_source() -> AsyncIterator[_Observer]:
-            with self._api.events.subscribe() as subscription:
+            with self._api.events.subscribe(kinds) as subscription:
                 yield _Observer(subscription, agent_id)
 
         return EventStream(self._api.streams, open_source)
@@ -121,6 +122,15 @@ class SystemRoutes:
         return JSONResponse({"success": True, "changed": list(changed)})
 
 
+def _kinds(names: str | None) -> frozenset[EventKind] | None:
+    if not names:
+        return None
+    try:
+        return frozenset(EventKind(name.strip()) for name in names.split(","))
+    except ValueError:
+        raise HTTPException(400, f"types must be names out of: {', '.join(EventKind)}") from None
+
+
 class _Observer:
     def __init__(self, subscription: Subscription, agent_id: str | None) -> None:
         self._subscription = subscription
@@ -132,16 +142,30 @@ class _Observer:
             self._held = None
             return held
         while (event := await self._subscription.receive()) is not None:
-            skipped = self._subscription.take_skipped()
-            frame = None
-            if self._agent_id is None or event.agent_id in (None, self._agent_id):
-                frame = Frame(str(event.kind), event.to_json_object())
-            if skipped:
-                self._held = frame
-                return Frame("lagged", {"type": "lagged", "skipped": skipped})
-            if frame is not None:
+            if (frame := self._to_frame(event)) is not None:
                 return frame
         return None
+
+    def receive_nowait(self) -> Frame | None:
+        """The next frame if there is one already."""
+        if (held := self._held) is not None:
+            self._held = None
+            return held
+        while (event := self._subscription.receive_nowait()) is not None:
+            if (frame := self._to_frame(event)) is not None:
+                return frame
+        return None
+
+    def _to_frame(self, event: ProcessEvent) -> Frame | None:
+        """The event as a frame; None for another agent's; what was lost is said first, the event held."""
+        skipped = self._subscription.take_skipped()
+        frame = None
+        if self._agent_id is None or event.agent_id in (None, self._agent_id):
+            frame = Frame(str(event.kind), event.to_json_object())
+        if skipped:
+            self._held = frame
+            return Frame("lagged", {"type": "lagged", "skipped": skipped})
+        return frame
 
 
 def cancel_process(

@@ -49,6 +49,7 @@ class SendBody(Body):
     sender_name: Annotated[str, Field(min_length=1, max_length=100)] = "user"
     message: str
     client_id: Annotated[str | None, Field(min_length=1, max_length=100)] = None
+    shared: bool = False  # several people use the session: bursts are batched, and silence is allowed
 
 
 class WebchatRoutes:
@@ -135,7 +136,7 @@ class WebchatRoutes:
             sent_at=self._clock.now(),
             agent_id=agent.id,
             platform_id=body.client_id,
-            is_direct=True,
+            is_direct=not body.shared,
         )
 
 
@@ -149,8 +150,14 @@ class SessionFrames:
     async def receive(self) -> Frame | None:
         """Wait for the next frame; None when the program stops."""
         event = await self._stream.receive()
-        if event is None:
-            return None
+        return None if event is None else self._to_frame(event)
+
+    def receive_nowait(self) -> Frame | None:
+        """The next frame if there is one already."""
+        event = self._stream.receive_nowait()
+        return None if event is None else self._to_frame(event)
+
+    def _to_frame(self, event: SessionEvent) -> Frame:
         data = event.data
         if event.name == EventKind.OUTBOUND_DELTA:
             data = self._shorten(data["turn_id"], data["text"], dict(data))
@@ -185,7 +192,7 @@ class TurnFrames:
         self._accepted = accepted
         self._turn_id: str | None = None
         self._other_turns: set[str] = set()
-        self._is_streaming = self._has_complained = self._is_over = False
+        self._is_streaming = self._has_complained = self._is_put_off = self._is_over = False
         self._frames: deque[Frame] = deque([Frame("thinking", "Thinking")])
         if fate is not None:
             self._recall(fate, last_seq)
@@ -200,6 +207,10 @@ class TurnFrames:
                 return None
             await self._take(event)
         return self._frames.popleft()
+
+    def receive_nowait(self) -> Frame | None:
+        """The next frame if there is one already."""
+        return self._frames.popleft() if self._frames else None
 
     async def _take(self, event: SessionEvent) -> None:
         data = event.data
@@ -221,7 +232,14 @@ class TurnFrames:
             self._frames.append(Frame("tool_started", {"ToolStarted": {"tool_name": data["tool_name"]}}))
         elif event.name == EventKind.TOOL_COMPLETED:
             self._frames.append(Frame("tool_completed", {"ToolCompleted": {"tool_name": data["tool_name"]}}))
-        elif event.name == EventKind.TURN_ENDED and self._took_ours(data):
+        elif event.name == EventKind.TURN_ENDED and (self._is_put_off or self._took_ours(data)):
+            await self._turn_ended(data)
+
+    async def _turn_ended(self, data: Mapping[str, Any]) -> None:
+        """Go on when the turn said nothing because what it started has to say it."""
+        fate = await self._conversations.fate(self._accepted.message_id)
+        self._is_put_off = fate is not None and fate.state is LedgerState.SKIPPED and fate.is_pending
+        if not self._is_put_off:
             self._end(data["outcome"], data.get("reason"))
 
     def _took_ours(self, data: Mapping[str, Any]) -> bool:
@@ -275,6 +293,8 @@ class TurnFrames:
 
 
 def _has_ended(fate: Fate) -> bool:
+    if fate.state is LedgerState.SKIPPED and fate.is_pending:
+        return False
     is_given_up = fate.state in (LedgerState.FAILED, LedgerState.SKIPPED, LedgerState.OBSERVED)
     return is_given_up or fate.turn_state in (TurnState.DONE, TurnState.SKIPPED, TurnState.FAILED)
 

@@ -106,6 +106,10 @@ class Subscription:
             await self._arrived.wait()
         return self._events.popleft()
 
+    def receive_nowait(self) -> ProcessEvent | None:
+        """The next event if there is one already."""
+        return self._events.popleft() if self._events else None
+
     async def __aiter__(self) -> AsyncIterator[ProcessEvent]:
         while (event := await self.receive()) is not None:
             yield event
@@ -124,7 +128,13 @@ class EventBus:
                 subscription.offer(event)
 
     def emit(
-        self, event_kind: EventKind, /, *, agent_id: str | None = None, channel_id: str | None = None, **fields: EventValue
+        self,
+        event_kind: EventKind,
+        /,
+        *,
+        agent_id: str | None = None,
+        channel_id: str | None = None,
+        **fields: EventValue,
     ) -> None:
         """Build and send an event."""
         if self._subscriptions:

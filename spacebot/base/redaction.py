@@ -33,7 +33,21 @@ _SHAPES: dict[str, re.Pattern[str]] = {
 }
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")
 _HEX = re.compile(r"\b[0-9a-fA-F]{40,}\b")
-_LEADS = ("sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "AIza", "xox", "xapp", "BSA", "AKIA", "-----BEGIN")
+_LEADS = (
+    "sk-",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "github_pat_",
+    "AIza",
+    "xox",
+    "xapp",
+    "BSA",
+    "AKIA",
+    "-----BEGIN",
+)
 # The word that a text ends with may become a key: it has a lead, the form of a bot's token, or looks encoded.
 _OPEN = re.compile(
     r"sk-|gh[pousr]_|github_pat_|AIza|xox|xapp|BSA|AKIA|\d{8,10}:|\b[MN][A-Za-z0-9_-]{9}|[A-Za-z0-9+/_%=.-]{24}"
@@ -63,7 +77,9 @@ def find_secret(text: str) -> str | None:
     for match in _ENCODED.finditer(text):
         raw = match.group()
         try:
-            decoded = base64.b64decode(raw + "=" * (-len(raw) % 4), altchars=b"-_" if "-" in raw or "_" in raw else None)
+            decoded = base64.b64decode(
+                raw + "=" * (-len(raw) % 4), altchars=b"-_" if "-" in raw or "_" in raw else None
+            )
         except (binascii.Error, ValueError):
             continue
         if kind := _plain(decoded.decode("latin-1")):

@@ -212,7 +212,7 @@ def _become_daemon(paths: InstancePaths, program: Program, debug: bool, pipe: in
         except SpacebotError as error:
             print(error, file=sys.stderr)
             report({"error": str(error)})
-    except BaseException:  # the end of the process: whatever it is, it goes to the error log
+    except BaseException:  # boundary: the end of the process: whatever it is, it goes to the error log
         import traceback
 
         traceback.print_exc()

@@ -223,7 +223,10 @@ def from_json(text: str) -> list[ModelMessage]:
         if "call" in part:
             arguments = part["arguments"]
             return ToolCall(
-                str(part["call"]), str(part["name"]), arguments if isinstance(arguments, dict) else None, str(part["raw"])
+                str(part["call"]),
+                str(part["name"]),
+                arguments if isinstance(arguments, dict) else None,
+                str(part["raw"]),
             )
         if "result" in part:
             return ToolResult(str(part["result"]), str(part["text"]), bool(part["is_error"]))
@@ -232,7 +235,9 @@ def from_json(text: str) -> list[ModelMessage]:
         if "reasoning" in part:
             signature, data = part["signature"], part["data"]
             return Reasoning(
-                str(part["reasoning"]), None if signature is None else str(signature), None if data is None else str(data)
+                str(part["reasoning"]),
+                None if signature is None else str(signature),
+                None if data is None else str(data),
             )
         return Text(str(part["text"]))
 

@@ -30,7 +30,7 @@ from spacebot.base.errors import StorageError
 from spacebot.base.ids import MemoryId
 from spacebot.base.telemetry import kv
 from spacebot.memory.matrix import Matrix, Settled, VectorRow, by_similarity, top
-from spacebot.memory.store import VISIBLE, scope
+from spacebot.memory.store import LIVE, VISIBLE, scope
 from spacebot.memory.types import MemoryType, Neighbour, Viewer
 from spacebot.memory.vectors import LanceTable
 from spacebot.storage.database import Connection, Database, Row
@@ -48,7 +48,7 @@ DEGRADED = "vector search by slow scan: the vector table is not usable at the mo
 
 _ROWS = (
     "SELECT m.id, m.content, m.memory_type, m.is_private, m.channel_id, m.owner, e.embedding "
-    "FROM embeddings e JOIN memories m ON m.seq = e.seq WHERE e.model = :model AND m.forgotten = 0"
+    f"FROM embeddings e JOIN memories m ON m.seq = e.seq WHERE e.model = :model AND {LIVE}"
 )
 
 

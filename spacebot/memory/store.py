@@ -34,6 +34,8 @@ from spacebot.storage.database import Connection, Database, Row
 
 log = logging.getLogger(__name__)
 
+# The plus keeps SQLite from reading all live rows by an index on `forgotten` where ids are given.
+LIVE = "+m.forgotten = 0"
 VISIBLE = "(:sees_all OR m.is_private = 0 OR m.channel_id = :channel OR m.owner = :owner)"
 COLUMNS = (
     "m.id, m.content, m.memory_type, m.importance, m.created_at, m.updated_at, m.last_accessed_at, m.access_count, "
@@ -49,7 +51,7 @@ _ORDER = {
 }
 _FULL_TEXT = (
     "SELECT m.id FROM memories_fts f JOIN memories m ON m.seq = f.rowid "
-    f"WHERE memories_fts MATCH :terms AND m.forgotten = 0 AND {VISIBLE} "
+    f"WHERE memories_fts MATCH :terms AND {LIVE} AND {VISIBLE} "
     "AND (:type IS NULL OR m.memory_type = :type) ORDER BY bm25(memories_fts), m.id LIMIT :limit"
 )
 
@@ -171,7 +173,7 @@ class MemoryStore:
         """Edges of a memory in either direction whose other end the viewer may see."""
         statement = (
             "SELECT a.* FROM associations a JOIN memories m ON m.id = iif(a.source_id = :id, a.target_id, a.source_id) "
-            f"WHERE (a.source_id = :id OR a.target_id = :id) AND m.forgotten = 0 AND {VISIBLE} "
+            f"WHERE (a.source_id = :id OR a.target_id = :id) AND {LIVE} AND {VISIBLE} "
             "ORDER BY a.weight DESC, a.id"
         )
         parameters = {**scope(viewer), "id": memory_id}
@@ -209,7 +211,7 @@ class MemoryStore:
         rows = await self._database.read(
             lambda connection: connection.execute(
                 "SELECT m.id, m.content FROM memories m LEFT JOIN embeddings e ON e.seq = m.seq AND e.model = ? "
-                "WHERE m.forgotten = 0 AND e.seq IS NULL ORDER BY m.seq LIMIT ?",
+                f"WHERE {LIVE} AND e.seq IS NULL ORDER BY m.seq LIMIT ?",
                 (model, limit),
             ).fetchall()
         )
@@ -255,8 +257,7 @@ def load(connection: Connection, ids: Sequence[str], viewer: Viewer) -> dict[Mem
     if not ids:
         return {}
     rows = connection.execute(
-        f"SELECT {COLUMNS} FROM memories m WHERE m.id IN (SELECT value FROM json_each(:ids)) "
-        f"AND m.forgotten = 0 AND {VISIBLE}",
+        f"SELECT {COLUMNS} FROM memories m WHERE m.id IN (SELECT value FROM json_each(:ids)) AND {LIVE} AND {VISIBLE}",
         {**scope(viewer), "ids": json.dumps(list(ids))},
     )
     return {MemoryId(row["id"]): to_memory(row) for row in rows}
@@ -301,7 +302,7 @@ def _insert(
     mark = fingerprint(content)
     importance = DEFAULT_IMPORTANCE[new.memory_type] if new.importance is None else new.importance
     known = connection.execute(
-        f"SELECT {COLUMNS} FROM memories m WHERE m.fingerprint = :mark AND m.forgotten = 0 AND m.is_private = :private "
+        f"SELECT {COLUMNS} FROM memories m WHERE m.fingerprint = :mark AND {LIVE} AND m.is_private = :private "
         "AND (:private = 0 OR m.channel_id IS :channel OR m.owner = :owner) ORDER BY m.seq LIMIT 1",
         {"mark": mark, "private": origin.is_direct, "channel": origin.channel_id, "owner": viewer.owner},
     ).fetchone()
@@ -438,7 +439,7 @@ def _walk(connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, de
             "WHERE source_id IN (SELECT value FROM json_each(:ids)) UNION ALL "
             "SELECT source_id, relation_type, weight FROM associations "
             "WHERE target_id IN (SELECT value FROM json_each(:ids))"
-            f") a JOIN memories m ON m.id = a.near WHERE m.forgotten = 0 AND {VISIBLE} "
+            f") a CROSS JOIN memories m ON m.id = a.near WHERE {LIVE} AND {VISIBLE} "
             "ORDER BY a.weight DESC, a.near LIMIT :edges",
             {**scope(viewer), "ids": json.dumps(frontier), "edges": EDGES_PER_HOP},
         ).fetchall()
@@ -458,9 +459,9 @@ def _walk(connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, de
 def _updated(connection: Connection, ids: Sequence[str], viewer: Viewer) -> frozenset[MemoryId]:
     """Which memories have a live newer version that the viewer may see."""
     rows = connection.execute(
-        "SELECT DISTINCT a.target_id FROM associations a JOIN memories m ON m.id = a.source_id "
+        "SELECT DISTINCT a.target_id FROM associations a CROSS JOIN memories m ON m.id = a.source_id "
         f"WHERE a.relation_type = 'updates' AND a.target_id IN (SELECT value FROM json_each(:ids)) "
-        f"AND m.forgotten = 0 AND {VISIBLE}",
+        f"AND {LIVE} AND {VISIBLE}",
         {**scope(viewer), "ids": json.dumps(list(ids))},
     )
     return frozenset(MemoryId(row["target_id"]) for row in rows)

@@ -255,9 +255,7 @@ def _apply(connection: Connection, number: int, name: str, text: str, checksum: 
     try:
         for statement in _statements(text):
             connection.execute(statement)
-        connection.execute(
-            "INSERT INTO schema_migrations VALUES (?, ?, ?, ?)", (number, name, checksum, clock.text())
-        )
+        connection.execute("INSERT INTO schema_migrations VALUES (?, ?, ?, ?)", (number, name, checksum, clock.text()))
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")

@@ -35,8 +35,10 @@ def is_tool_syntax(text: str) -> bool:
 def content_of(text: str) -> str | None:
     """The `content` argument of a written-out reply, as a last resort."""
     match = _CONTENT.search(text) if "reply" in text[:40].lower() else None
-    return match["text"].encode().decode("unicode_escape", errors="ignore") if match and match["text"].isascii() else (
-        match["text"] if match else None
+    return (
+        match["text"].encode().decode("unicode_escape", errors="ignore")
+        if match and match["text"].isascii()
+        else (match["text"] if match else None)
     )
 
 

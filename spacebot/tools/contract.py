@@ -86,9 +86,7 @@ def parse_arguments(tool: Tool, call: ToolCall) -> ToolArguments:
     Errors: ToolError that names each wrong field and what it should be.
     """
     if call.arguments is None:
-        raise ToolError(
-            f"the arguments of {call.name!r} are not a JSON object; send one that fits the tool's schema"
-        )
+        raise ToolError(f"the arguments of {call.name!r} are not a JSON object; send one that fits the tool's schema")
     try:
         return tool.arguments.model_validate(dict(call.arguments))
     except ValidationError as error:
@@ -110,7 +108,9 @@ def schema_of(arguments: type[ToolArguments]) -> JsonObject:
         if not isinstance(node, dict):
             return node
         if "$ref" in node:
-            return slim({**definitions[node["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in node.items() if k != "$ref"}})
+            return slim(
+                {**definitions[node["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in node.items() if k != "$ref"}}
+            )
         if "anyOf" in node and {"type": "null"} in node["anyOf"]:
             options = [option for option in node["anyOf"] if option != {"type": "null"}]
             rest = {key: value for key, value in node.items() if key not in ("anyOf", "default")}

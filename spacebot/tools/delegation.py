@@ -53,7 +53,9 @@ class Branch:
 
     async def call(self, arguments: Any, node: Node) -> ToolOutput:
         branch_id = await self._channel.spawn_branch(arguments.description)
-        return ToolOutput.of(branch_id=branch_id, spawned=True, message="It thinks now; the conclusion comes by itself.")
+        return ToolOutput.of(
+            branch_id=branch_id, spawned=True, message="It thinks now; the conclusion comes by itself."
+        )
 
 
 class SpawnWorkerArguments(ToolArguments):
@@ -164,8 +166,10 @@ class SetStatus:
         if arguments.kind == "outcome":
             self._sink.note_outcome(text, arguments.result)
         self._sink.note_status(short_status(text))
-        return ToolOutput.of(success=True, kind=arguments.kind) if arguments.kind == "progress" else ToolOutput(
-            '{"success": true, "kind": "outcome"}', ends_turn=True
+        return (
+            ToolOutput.of(success=True, kind=arguments.kind)
+            if arguments.kind == "progress"
+            else ToolOutput('{"success": true, "kind": "outcome"}', ends_turn=True)
         )
 
 

@@ -138,7 +138,7 @@ async def test_a_turn_that_results_cause_has_alternating_roles(clock: MockClock,
         await opened.said(1)
 
     roles = [message.role for message in model.requests_of(ProcessKind.CHANNEL)[-1].messages]
-    assert roles == [Role.USER]  # the question and its result are one message
+    assert roles == [Role.USER, Role.ASSISTANT, Role.USER]
 
 
 @pytest.mark.spec("P19", "P20")

@@ -69,8 +69,12 @@ async def overhead(folder: Path) -> None:
             for _ in range(15):
                 await watcher.ask("warm", "hello")
             took = [await watcher.ask(f"s{i % 10}", "hello") for i in range(200)]
-            line("overhead per message, model 0 ms, p50 / p95",
-                 f"{percentile(took, 0.5):.1f} / {percentile(took, 0.95):.1f} ms", "15 / 30 ms", "peers 90-950 / 200-1950 ms, floor 8/15")
+            line(
+                "overhead per message, model 0 ms, p50 / p95",
+                f"{percentile(took, 0.5):.1f} / {percentile(took, 0.95):.1f} ms",
+                "15 / 30 ms",
+                "peers 90-950 / 200-1950 ms, floor 8/15",
+            )
             before, n = daemon.cpu_s(), 300
             limiter = trio.CapacityLimiter(10)
 
@@ -81,7 +85,12 @@ async def overhead(folder: Path) -> None:
             async with trio.open_nursery() as nursery:
                 for i in range(n):
                     nursery.start_soon(one, i)
-            line("CPU per message (10 at a time)", f"{(daemon.cpu_s() - before) / n * 1000:.1f} ms", "10 ms", "peers 80-700 ms, floor 2")
+            line(
+                "CPU per message (10 at a time)",
+                f"{(daemon.cpu_s() - before) / n * 1000:.1f} ms",
+                "10 ms",
+                "peers 80-700 ms, floor 2",
+            )
 
 
 async def fifty_conversations(folder: Path) -> None:
@@ -93,7 +102,12 @@ async def fifty_conversations(folder: Path) -> None:
             async with trio.open_nursery() as nursery:
                 for i in range(50):
                     nursery.start_soon(watcher.ask, f"u{i}", f"hello from {i}")
-            line("50 users in 50 conversations, model 1 s: all answered", f"{trio.current_time() - began:.2f} s", "1.6 s", "peers 9-46 s, floor 1.3")
+            line(
+                "50 users in 50 conversations, model 1 s: all answered",
+                f"{trio.current_time() - began:.2f} s",
+                "1.6 s",
+                "peers 9-46 s, floor 1.3",
+            )
 
 
 async def fifty_in_one(folder: Path) -> None:
@@ -117,10 +131,15 @@ async def fifty_in_one(folder: Path) -> None:
                 with trio.move_on_after(20):
                     while len(seen) < 50:
                         await trio.sleep(0.01)
-                        seen = {f"person{i}" for i in range(50) for t in watcher.texts.values() if f"person{i} " in t + " "}
-                line("50 users in one channel, model 1 s: all named after (calls)",
-                     f"{trio.current_time() - began:.2f} s ({len(stand_in.requests) - calls}), {len(seen)} named", "2.5 s (3), all",
-                     "peers 3.2 s (2) to 120 s")
+                        seen = {
+                            f"person{i}" for i in range(50) for t in watcher.texts.values() if f"person{i} " in t + " "
+                        }
+                line(
+                    "50 users in one channel, model 1 s: all named after (calls)",
+                    f"{trio.current_time() - began:.2f} s ({len(stand_in.requests) - calls}), {len(seen)} named",
+                    "2.5 s (3), all",
+                    "peers 3.2 s (2) to 120 s",
+                )
                 del turns
 
 
@@ -158,8 +177,12 @@ async def beside_a_job(folder: Path) -> None:
                 took = [await watcher.ask("s", "hello") for _ in range(20)]
                 while watcher.texts[first] != "the job is done":
                     await trio.sleep(0.02)
-                line("second message while a 10 s job runs: answered after, p50", f"{percentile(took, 0.5):.0f} ms, job delivered at {trio.current_time() - began:.1f} s",
-                     "50 ms, job delivered", "peers 8-15 s, or job killed")
+                line(
+                    "second message while a 10 s job runs: answered after, p50",
+                    f"{percentile(took, 0.5):.0f} ms, job delivered at {trio.current_time() - began:.1f} s",
+                    "50 ms, job delivered",
+                    "peers 8-15 s, or job killed",
+                )
 
 
 async def hello_tokens(folder: Path) -> None:
@@ -170,7 +193,9 @@ async def hello_tokens(folder: Path) -> None:
                 await watcher.ask("s", "hello")
                 body = stand_in.requests[-1].body
                 size = len(body)
-                line("tokens of the whole first request for a hello (bytes / 4)", f"{size // 4}", "3000", "peers 8k-27k")
+                line(
+                    "tokens of the whole first request for a hello (bytes / 4)", f"{size // 4}", "3000", "peers 8k-27k"
+                )
 
 
 async def thousand(folder: Path) -> None:
@@ -200,8 +225,12 @@ async def thousand(folder: Path) -> None:
                 async with trio.open_nursery() as nursery:
                     for i in range(n):
                         nursery.start_soon(one, i)
-            line("1,000 live conversations, model 2 s: all answered", f"{trio.current_time() - began:.2f} s ({answered})", "5 s, no error",
-                 f"CPU {(daemon.cpu_s() - cpu) / n * 1000:.1f} ms each, RSS {rss:.0f} MiB")
+            line(
+                "1,000 live conversations, model 2 s: all answered",
+                f"{trio.current_time() - began:.2f} s ({answered})",
+                "5 s, no error",
+                f"CPU {(daemon.cpu_s() - cpu) / n * 1000:.1f} ms each, RSS {rss:.0f} MiB",
+            )
 
 
 async def idle(folder: Path) -> None:
@@ -212,7 +241,12 @@ async def idle(folder: Path) -> None:
         before = daemon.cpu_s()
         await trio.sleep(20)
         cpu = (daemon.cpu_s() - before) / 20 * 100
-        line("idle: CPU / resident memory before first use", f"{cpu:.2f} % / {rss:.0f} MiB", "0.1 % / 80 MiB", "peers 0.2-10 % / 95-870 MiB")
+        line(
+            "idle: CPU / resident memory before first use",
+            f"{cpu:.2f} % / {rss:.0f} MiB",
+            "0.1 % / 80 MiB",
+            "peers 0.2-10 % / 95-870 MiB",
+        )
         async with watching(daemon) as watcher:
             await watcher.ask("s", "hello")
             await trio.sleep(3)
@@ -223,11 +257,16 @@ async def starting(folder: Path) -> None:
     """From the command to the first accepted message, and the quick commands."""
     took = []
     for i in range(5):
-        daemon = Daemon(folder / "again", model_url=None) if i else Daemon(folder / "again", model_url=None)
+        daemon = Daemon(folder / "again", model_url=None)
         took.append(daemon.start())
         if i < 4:
             daemon.stop()
-    line("ready after start (best / median of 5)", f"{min(took):.2f} / {statistics.median(took):.2f} s", "0.8 s source, 1.5 s exe", "peers 2.5-23 s")
+    line(
+        "ready after start (best / median of 5)",
+        f"{min(took):.2f} / {statistics.median(took):.2f} s",
+        "0.8 s source, 1.5 s exe",
+        "peers 2.5-23 s",
+    )
 
     def timed(*words: str) -> float:
         runs = []
@@ -238,7 +277,12 @@ async def starting(folder: Path) -> None:
             assert result.returncode == 0, result.stderr
         return statistics.median(runs)
 
-    line("spacebot status / --version (median of 9)", f"{timed('status'):.3f} / {timed('--version'):.3f} s", "0.12 / 0.06; exe 0.15 / 0.005", "peers 0.2-13 s")
+    line(
+        "spacebot status / --version (median of 9)",
+        f"{timed('status'):.3f} / {timed('--version'):.3f} s",
+        "0.12 / 0.06; exe 0.15 / 0.005",
+        "peers 0.2-13 s",
+    )
     line("  floor: python -c pass", f"{_floor_python():.3f} s", "")
     daemon.stop()
 
@@ -266,10 +310,16 @@ async def crash(folder: Path) -> None:
         ready = time.perf_counter()
         try:
             async with watching(daemon) as watcher:
-                while (daemon_fate := json.loads(daemon.run("why", message_id, "--json").stdout or "{}")).get("state") != "answered":
+                while (daemon_fate := json.loads(daemon.run("why", message_id, "--json").stdout or "{}")).get(
+                    "state"
+                ) != "answered":
                     await trio.sleep(0.05)
-                line("question in flight at kill -9: answered after ready (model 1 s)", f"{time.perf_counter() - ready:.2f} s", "3 s, exactly once",
-                     f"peers 25-57 s or never; ready {ready - began_start:.2f} s, {len(daemon_fate.get('replies', []))} reply")
+                line(
+                    "question in flight at kill -9: answered after ready (model 1 s)",
+                    f"{time.perf_counter() - ready:.2f} s",
+                    "3 s, exactly once",
+                    f"peers 25-57 s or never; ready {ready - began_start:.2f} s, {len(daemon_fate.get('replies', []))} reply",
+                )
         finally:
             daemon.kill()
 

@@ -31,7 +31,9 @@ def play(body: Any) -> Answer:
     if "memory_save" in tools:
         return Answer(text="thought " + _numbers(last_user_text(body).rpartition("think about")[2]))
     if any(message["role"] == "tool" for message in body["messages"]):
-        return Answer(uses=(Use("set_status", {"status": "worked " + _numbers(str(body["messages"])), "kind": "outcome"}),))
+        return Answer(
+            uses=(Use("set_status", {"status": "worked " + _numbers(str(body["messages"])), "kind": "outcome"}),)
+        )
     return Answer(uses=(Use("shell", {"command": "echo done; sleep 0.2"}),))
 
 
@@ -43,7 +45,9 @@ def _as_channel(text: str) -> Answer:
         elif kind == "work":
             uses.append(Use("spawn_worker", {"task": f"work on #{number}#"}))
         said.append(f"({number})")
-    told = " ".join(f"<{number}>" for about in re.findall(r'about="([^"]*)"', text) for number in re.findall(r"#(\d+)#", about))
+    told = " ".join(
+        f"<{number}>" for about in re.findall(r'about="([^"]*)"', text) for number in re.findall(r"#(\d+)#", about)
+    )
     return Answer(uses=(*uses, Use("reply", {"content": " ".join([*said, told]) or "nothing"})))
 
 
@@ -71,7 +75,7 @@ async def send_all(daemon: Daemon, waiting: dict[str, dict[str, Any]], accepted:
 @pytest.mark.spec("P12")
 async def test_nothing_accepted_is_lost_and_nothing_is_answered_twice(tmp_path: Path) -> None:
     """Kill, start again, go on: at the end each message has its one answer and each job its one report."""
-    dice = random.Random(SEED)  # noqa: S311
+    dice = random.Random(SEED)
     waiting: dict[str, dict[str, Any]] = {}
     accepted: dict[str, str] = {}
     asked: dict[int, str] = {}
@@ -145,7 +149,9 @@ def _assistant_texts(folder: Path) -> list[str]:
     try:
         return [
             row[0]
-            for row in database.execute("SELECT content FROM conversation_messages WHERE role = 'assistant' AND kind = 'text'")
+            for row in database.execute(
+                "SELECT content FROM conversation_messages WHERE role = 'assistant' AND kind = 'text'"
+            )
         ]
     finally:
         database.close()
@@ -153,5 +159,8 @@ def _assistant_texts(folder: Path) -> list[str]:
 
 def test_the_story_is_readable(tmp_path: Path) -> None:
     """The stand-in's own rule: what it says is what the counts above look for."""
-    body = {"tools": [{"function": {"name": "reply"}}], "messages": [{"role": "user", "content": "</now>\n[t] a: ask #3#"}]}
+    body = {
+        "tools": [{"function": {"name": "reply"}}],
+        "messages": [{"role": "user", "content": "</now>\n[t] a: ask #3#"}],
+    }
     assert json.loads(json.dumps(play(body).uses[0].arguments)) == {"content": "(3) "}
