@@ -8,6 +8,7 @@ Floor:  app
 Source: design 3; control spec 1.12
 """
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from spacebot.tools.sandbox import Backend, probe_backend
 
 log = logging.getLogger(__name__)
 
+GC_THRESHOLD = (20_000, 20, 20)  # Python's 700 is for small programs; a burst of messages makes that many in a blink
 TURNS_S = 5.0  # running turns get this long to finish when the program stops
 
 
@@ -196,6 +198,9 @@ async def _warm_up(program: RunningProgram, probe: _Probe) -> None:
         await program.visitor.wait()
         nursery.cancel_scope.cancel()
     await program.models.warm_up(program.store.current.agents)
+    gc.collect()
+    gc.freeze()  # what is loaded now stays; looking at it again and again would cost a tenth of every message
+    gc.set_threshold(*GC_THRESHOLD)
     for agent in program.agents.values():
         await agent.memory.warm_up()
     await probe()

@@ -59,13 +59,15 @@ class Daemon:
         )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(config + extra)
+        self.extra_environ: dict[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment of the program: this machine's, without keys of providers."""
         kept = {k: v for k, v in os.environ.items() if not k.endswith(("_API_KEY", "_AUTH_TOKEN"))}
-        return kept | {"SPACEBOT_DIR": str(self.folder), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
+        ours = {"SPACEBOT_DIR": str(self.folder), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
+        return kept | ours | self.extra_environ
 
     def start(self) -> float:
         """Start in the foreground; returns the seconds until the API answers."""
@@ -141,9 +143,16 @@ class Http:
 
     async def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
         """Send JSON, read JSON."""
-        payload = json.dumps(body).encode()
+        return await self.request("POST", path, json.dumps(body).encode())
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Read JSON."""
+        return await self.request("GET", path)
+
+    async def request(self, method: str, path: str, payload: bytes = b"") -> tuple[int, Any]:
+        """Send any bytes as if they were JSON, read JSON."""
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: application/json\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: application/json\r\n"
             f"Accept: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
         )
         is_used = self._stream is not None

@@ -129,7 +129,9 @@ def build_app(
         routes=[
             *SystemRoutes(api, tickets).routes(),
             *ChannelRoutes(api).routes(),
-            *WebchatRoutes(api, clock or Clock()).routes(),
+            *WebchatRoutes(
+                api, clock or Clock(), is_private=config.is_loopback and not config.allowed_origins
+            ).routes(),
             Route("/api", _unknown, methods=_ALL),
             Route("/api/{path:path}", _unknown, methods=_ALL),
             *pages.routes(),

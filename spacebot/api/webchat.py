@@ -55,9 +55,16 @@ class SendBody(Body):
 class WebchatRoutes:
     """Routes under `/api/webchat`."""
 
-    def __init__(self, api: Api, clock: Clock) -> None:
+    def __init__(self, api: Api, clock: Clock, *, is_private: bool) -> None:
+        """Take what the routes need.
+
+        Args:
+            is_private: only people of this machine can come in. Otherwise names are mere claims, and what was
+                learned from a session is shown to that session only.
+        """
         self._api = api
         self._clock = clock
+        self._is_private = is_private
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -131,7 +138,10 @@ class WebchatRoutes:
         return InboundMessage(
             platform=PLATFORM,
             conversation_id=conversation_of(body.session_id),
-            author=Author(id=body.sender_name, name=body.sender_name),
+            author=Author(
+                id=body.sender_name if self._is_private or body.shared else f"session:{body.session_id}",
+                name=body.sender_name,
+            ),
             text=body.message,
             sent_at=self._clock.now(),
             agent_id=agent.id,

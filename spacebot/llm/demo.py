@@ -155,10 +155,19 @@ def _channel(request: ModelRequest) -> Iterator[_Step]:
     prompt = last_user_text(request.messages)
     now = "".join(NOW.findall(prompt)) + "".join(block.text for block in request.system if not block.is_stable)
     prompt = NOW.sub("", prompt)
-    if relayed := [_relay(state, text) for _, _, state, text in RESULT.findall(prompt)]:
-        yield _Use("reply", {"content": MARKER + "\n".join(relayed)})
+    relayed = MARKER + "\n".join(_relay(state, text) for _, _, state, text in RESULT.findall(prompt))
+    if relayed == MARKER:
+        yield from _talk(parse_lines(prompt.strip()), now)
         return
-    lines = parse_lines(prompt.strip())
+    lines = [(name, text) for name, text in parse_lines(RESULT.sub("", prompt).strip()) if name]  # said meanwhile
+    steps = list(_talk(lines, now)) if lines else []
+    said = [step.arguments["content"] for step in steps if isinstance(step, _Use) and step.tool == "reply"]
+    yield from (step for step in steps if not (isinstance(step, _Use) and step.tool in ("reply", "skip")))
+    yield _Use("reply", {"content": "\n".join([relayed, *(text.removeprefix(MARKER) for text in said)])})
+
+
+def _talk(lines: list[tuple[str, str]], now: str) -> Iterator[_Step]:
+    """The steps for what people said: those of the first line that a rule fits."""
     for name, text in lines:
         if steps := list(_rule(name, MENTION.sub("", text), now)):
             yield from steps

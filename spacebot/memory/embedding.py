@@ -6,6 +6,7 @@ Source:  memory spec 3.5; the model is sentence-transformers/all-MiniLM-L6-v2 wi
 """
 
 import ctypes
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -108,6 +109,7 @@ class OnnxEmbedder:
                 f"the embedding model is missing in {str(folder)!r}; install the program anew, "
                 "or build the model with build/model/export.py"
             )
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reads this while it is imported; later is too late
         import onnxruntime
         from tokenizers import Tokenizer
 

@@ -183,7 +183,7 @@ class VectorIndex:
             is_large = self.engine is not Engine.EXACT
             with trio.move_on_after(self._policy.flush_after_large_s if is_large else self._policy.flush_after_s):
                 await self._many.wait()
-            if await self.flush():
+            if await self.flush() or await self.flush():  # the second attempt makes a damaged table anew
                 pause = REPAIR_FIRST_S
                 continue
             if self._table.is_missing:

@@ -191,7 +191,9 @@ class MemoryStore:
                     "UPDATE memories SET forgotten = 1, forget_reason = ?, updated_at = ? WHERE id = ?",
                     (reason, now, memory_id),
                 )
-                connection.execute("DELETE FROM embeddings WHERE memory_id = ?", (memory_id,))
+                connection.execute(
+                    "DELETE FROM embeddings WHERE seq = (SELECT seq FROM memories WHERE id = ?)", (memory_id,)
+                )
             return memory
 
         return await self._database.write(write)

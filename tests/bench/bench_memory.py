@@ -105,7 +105,11 @@ async def main() -> None:
     parser.add_argument("--fake", action="store_true", help="words as vectors, to measure all but the model")
     arguments = parser.parse_args()
     embedder: Embedder = FakeEmbedder() if arguments.fake else OnnxEmbedder()
-    policy = IndexPolicy(flush_after_s=3600) if arguments.engine == "exact" else IndexPolicy(exact_limit=100)
+    policy = (
+        IndexPolicy(flush_after_s=3600)
+        if arguments.engine == "exact"
+        else IndexPolicy(exact_limit=100, flush_after_s=1)
+    )
     with tempfile.TemporaryDirectory() as folder:
         async with open_database(Path(folder) / "spacebot.db", package_file("storage", "sql")) as database:
             async with open_memory(

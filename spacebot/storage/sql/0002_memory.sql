@@ -37,6 +37,8 @@ CREATE TABLE embeddings (
     embedding BLOB NOT NULL                     -- float32, little endian, unit length
 );
 
+CREATE INDEX embeddings_model ON embeddings (model, memory_id); -- counted and listed without reading the vectors
+
 -- Memories whose row in the vector table has to be looked at; written in the same transaction as the change.
 CREATE TABLE vector_outbox (
     seq       INTEGER PRIMARY KEY AUTOINCREMENT,
