@@ -10,13 +10,13 @@ BIN    := $(VENV)/bin
 MODEL  := .model/all-minilm-l6-v2/manifest.json
 PIP    := -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test test-all check exe smoke bench clean venv model
+.PHONY: run test check exe smoke bench clean venv model
 
 run: venv model
 	@$(BIN)/python -m spacebot start --foreground
 
 test: venv model
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q --ignore=tests/executable
 
 check: venv
 	@$(BIN)/ruff format --check --quiet spacebot tests build || { echo "run: $(BIN)/ruff format spacebot tests build"; exit 1; }

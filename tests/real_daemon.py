@@ -161,7 +161,7 @@ class Http:
         except trio.BrokenResourceError:
             if not is_used:
                 raise
-            self._stream = None  # the server had closed it while it was idle
+            await self.close()  # the server had closed it while it was idle
             await self._begin(head.encode() + payload)
         raw, self._buffer = self._buffer.split(b"\r\n\r\n", 1)
         lines = raw.decode().split("\r\n")
@@ -183,7 +183,7 @@ class Http:
         assert self._stream is not None
         data = bytes(await self._stream.receive_some(65536))
         if not data:
-            self._stream = None
+            await self.close()
             raise trio.BrokenResourceError("connection closed")
         return data
 
@@ -191,7 +191,7 @@ class Http:
         """Close it."""
         if self._stream is not None:
             await self._stream.aclose()
-            self._stream = None
+            self._stream, self._buffer = None, b""
 
 
 async def sse(port: int, path: str, *, opened: trio.Event | None = None) -> AsyncIterator[dict[str, Any]]:

@@ -122,10 +122,15 @@ async def test_recovery_hands_out_what_is_open_and_closes_what_is_lost(log: Conv
     for name, state in states.items():
         await log.start_worker(worker_run(id=NodeId(name), turn_id=None))
         await log.checkpoint_worker(NodeId(name), state=state, status="half way", transcript="[]", tool_calls=2)
-    await log.start_branch(BranchRun(id=NodeId("b"), channel_id=CHANNEL, description="look", turn_id=None, reply_to=None))
+    await log.start_branch(
+        BranchRun(id=NodeId("b"), channel_id=CHANNEL, description="look", turn_id=None, reply_to=None)
+    )
     recovery = await log.recover()
     assert [journalled.attempts for journalled in recovery.messages] == [1, 1]
-    assert {run.id: run.state for run in recovery.workers} == {"idle": NodeState.WAITING, "stopped": NodeState.INTERRUPTED}
+    assert {run.id: run.state for run in recovery.workers} == {
+        "idle": NodeState.WAITING,
+        "stopped": NodeState.INTERRUPTED,
+    }
     assert [run.id for run in recovery.branches] == ["b"]
     assert recovery.channels_with_results == (CHANNEL,)
     (result,) = await log.pending_results(CHANNEL)
@@ -141,7 +146,9 @@ async def test_what_a_dead_turn_started_lives_on_only_when_it_had_spoken(has_rep
     """Otherwise the turn is taken again, and starts it again."""
     accepted = await log.accept(text_from("Ann", "hi"))
     await log.begin_turn(TURN, CHANNEL, "messages", [accepted.message_id])
-    await log.start_branch(BranchRun(id=NodeId("b"), channel_id=CHANNEL, description="look", turn_id=TURN, reply_to=None))
+    await log.start_branch(
+        BranchRun(id=NodeId("b"), channel_id=CHANNEL, description="look", turn_id=TURN, reply_to=None)
+    )
     if has_replied:
         await log.record_reply(TURN, CHANNEL, "I look", reply_to=accepted.message_id)
     recovery = await log.recover()

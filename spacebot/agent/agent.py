@@ -211,7 +211,8 @@ def _clean(message: InboundMessage) -> InboundMessage:
         message,
         text=clean_unicode(message.text),
         author=replace(message.author, id=clean_unicode(message.author.id), name=clean_unicode(message.author.name)),
-        reply_to=reply_to and replace(reply_to, author=clean_unicode(reply_to.author), text=clean_unicode(reply_to.text)),
+        reply_to=reply_to
+        and replace(reply_to, author=clean_unicode(reply_to.author), text=clean_unicode(reply_to.text)),
         attachments=tuple(replace(a, filename=clean_unicode(a.filename)) for a in message.attachments),
         server_name=message.server_name and clean_unicode(message.server_name),
         channel_name=message.channel_name and clean_unicode(message.channel_name),

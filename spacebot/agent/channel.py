@@ -49,7 +49,13 @@ class Channel:
     """One conversation. `run` is its life; the other methods never wait for work."""
 
     def __init__(
-        self, parts: AgentParts, node: Node, channel_id: ConversationId, *, is_known: bool, may_start: Callable[[], bool]
+        self,
+        parts: AgentParts,
+        node: Node,
+        channel_id: ConversationId,
+        *,
+        is_known: bool,
+        may_start: Callable[[], bool],
     ) -> None:
         """Make a channel.
 
@@ -123,7 +129,11 @@ class Channel:
             if self._turn is None and self._may_start():
                 if not self._is_hydrated:
                     await self._hydrate()
-                if self._pacing.has_overflowed and self._pacing.due_at() == math.inf and self._refill_at <= monotonic_s():
+                if (
+                    self._pacing.has_overflowed
+                    and self._pacing.due_at() == math.inf
+                    and self._refill_at <= monotonic_s()
+                ):
                     await self._refill()
                 work = self._pacing.take(monotonic_s())
                 if work is not None:
@@ -308,9 +318,7 @@ class Channel:
             await self._commit_end(finish, node, outcome, tell)
 
         async def finish(outcome: Outcome, tell: bool) -> None:
-            result = await self._parts.conversations.finish_branch(
-                run, outcome, tool_calls=node.tool_calls, tell=tell
-            )
+            result = await self._parts.conversations.finish_branch(run, outcome, tool_calls=node.tool_calls, tell=tell)
             self._note_end(node, outcome, result)
             self._emit(
                 EventKind.BRANCH_COMPLETED,
@@ -361,7 +369,9 @@ class Channel:
         Errors: LimitReachedError; RefusedError when the same task runs already (P55).
         """
         key = " ".join(task.split()).casefold()
-        twin = next((n for n in self.status.live(NodeKind.WORKER) if " ".join(n.description.split()).casefold() == key), None)
+        twin = next(
+            (n for n in self.status.live(NodeKind.WORKER) if " ".join(n.description.split()).casefold() == key), None
+        )
         if twin is not None or key in self._spawning:
             raise RefusedError(
                 f"a worker does exactly this already ({twin.id if twin else 'just starting'}); "
@@ -470,7 +480,9 @@ class Channel:
         worker = self._workers.get(worker_id)
         if worker is None:
             live = ", ".join(self._workers) or "none"
-            raise ToolError(f"no live worker has the id {worker_id!r}; live workers: {live}. Start one with spawn_worker")
+            raise ToolError(
+                f"no live worker has the id {worker_id!r}; live workers: {live}. Start one with spawn_worker"
+            )
         return worker.route(message)
 
     def cancel(self, process_type: str, process_id: str, reason: str) -> bool:
@@ -484,5 +496,3 @@ class Channel:
 
     def _emit(self, kind: EventKind, /, **fields: str | int | bool | None) -> None:
         self._parts.events.emit(kind, agent_id=self._parts.id, channel_id=self.id, **fields)
-
-

@@ -170,7 +170,9 @@ class Engine:
         else:
             output = await self._guarded(call)
             output = ToolOutput(
-                self.guard.after(call, capped(clean_unicode(output.text))), is_error=output.is_error, ends_turn=output.ends_turn
+                self.guard.after(call, capped(clean_unicode(output.text))),
+                is_error=output.is_error,
+                ends_turn=output.ends_turn,
             )
         self.node.progress()
         self._tell(EventKind.TOOL_COMPLETED, call, is_error=output.is_error)
@@ -230,6 +232,8 @@ def _clean(reply: ModelReply) -> ModelReply:
 def last_words(messages: list[ModelMessage]) -> str:
     """The newest thing that the model said in words."""
     for message in reversed(messages):
-        if message.role is Role.ASSISTANT and any(isinstance(part, Text) and part.text.strip() for part in message.parts):
+        if message.role is Role.ASSISTANT and any(
+            isinstance(part, Text) and part.text.strip() for part in message.parts
+        ):
             return message.text.strip()
     return ""

@@ -199,7 +199,11 @@ class Worker:
                 late = None if self._run.is_interactive else self._injected()
                 if late is None:
                     return Outcome(self._outcome.state, account)
-                self._outcome, earlier, prompt = None, f"{account}\n\n", late  # it came while the end was being reported
+                self._outcome, earlier, prompt = (
+                    None,
+                    f"{account}\n\n",
+                    late,
+                )  # it came while the end was being reported
                 continue
             nudges = 1 if result.calls else nudges + 1
             if result.ending is Ending.BUDGET:

@@ -87,7 +87,13 @@ def journalled(seq: int, *, is_direct: bool = False) -> Journalled:
 
 def finished(number: int) -> PendingResult:
     return PendingResult(
-        id=f"r{number}", process_kind="branch", process_id=NodeId("b"), description="", text="", state=NodeState.DONE, reply_to=None
+        id=f"r{number}",
+        process_kind="branch",
+        process_id=NodeId("b"),
+        description="",
+        text="",
+        state=NodeState.DONE,
+        reply_to=None,
     )
 
 

@@ -1,5 +1,6 @@
 """One message, one answer; what the ledger says of each way that a turn can end."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ async def test_after_a_refused_reply_the_model_tries_again(clock: MockClock, tmp
 @pytest.mark.spec("P22", "S10")
 async def test_a_provider_error_becomes_one_scrubbed_line(clock: MockClock, tmp_path: Path) -> None:
     key = "sk-" + "a1" * 20
-    model = ScriptedModel(Fail(ModelUnavailableError(f"the provider is down, key {key}\n" + "x" * 2000, model="m")), "hello")
+    model = ScriptedModel(
+        Fail(ModelUnavailableError(f"the provider is down, key {key}\n" + "x" * 2000, model="m")), "hello"
+    )
     async with open_test_agent(tmp_path, model) as opened:
         accepted = await opened.say("Ann", "hi")
         (notice,) = await opened.said(1)
@@ -135,7 +138,9 @@ async def test_words_without_the_reply_tool_are_said_too(clock: MockClock, tmp_p
 
 @pytest.mark.spec("S4")
 async def test_every_reply_of_a_turn_is_remembered(clock: MockClock, tmp_path: Path) -> None:
-    model = ScriptedModel(Calls(Call("reply", content="one"), Call("reply", content="two")), Call("reply", content="three"))
+    model = ScriptedModel(
+        Calls(Call("reply", content="one"), Call("reply", content="two")), Call("reply", content="three")
+    )
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "count")
         assert await opened.said(2) == ["one", "two"]
@@ -179,7 +184,7 @@ async def test_a_repeated_delivery_is_one_message(clock: MockClock, tmp_path: Pa
         second = await opened.say("Ann", "hi", platform_id="m1")
         await opened.ended(1)
         await opened.settled()
-        assert opened.of_kind(EventKind.TURN_ENDED).__len__() == 1
+        assert len(opened.of_kind(EventKind.TURN_ENDED)) == 1
 
     assert (first.is_new, second.is_new) == (True, False)
     assert first.message_id == second.message_id
@@ -276,3 +281,22 @@ async def test_a_broken_tool_is_a_plain_sentence_for_the_model(clock: MockClock,
     assert "internal error (AssertionError)" in notice
     assert fate.state is LedgerState.FAILED
     assert fate.turn_state == "failed"
+
+
+@pytest.mark.spec("P2")
+async def test_the_history_only_grows(clock: MockClock, tmp_path: Path) -> None:
+    """Corrections, refused calls and their results stay out of it; nothing that is in it changes."""
+    model = ScriptedModel(
+        Call("reply", content="a"), Say("skip"), Call("reply", content="b"), Call("nonsense"), Call("reply", content="c"),
+        Call("reply", content="d"),
+    )  # fmt: skip
+    async with open_test_agent(tmp_path, model) as opened:
+        for number in range(4):
+            await opened.say("Ann", f"message {number}")
+            await opened.ended(number + 1)
+
+    histories = [model.requests[index].messages for index in (0, 1, 3, 5)]  # the first request of each turn
+    for before, after in pairwise(histories):
+        assert after[: len(before) - 1] == before[:-1]
+        assert len(after) == len(before) + 2
+    assert [message.text[-1] for message in histories[-1][:-1]] == ["0", "a", "1", "b", "2", "c"]

@@ -1,5 +1,6 @@
 """What models get wrong: nothing of it reaches people, nothing of it kills a turn."""
 
+import base64
 import re
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,10 @@ async def test_ordinary_words_are_not_taken_for_tool_syntax(said: str, clock: Mo
 
 @pytest.mark.spec("P69")
 async def test_a_reply_with_a_secret_is_refused(clock: MockClock, tmp_path: Path) -> None:
-    import base64
-
     coded = base64.b64encode(KEY.encode()).decode()
-    model = ScriptedModel(Call("reply", content=f"it is {KEY}"), Call("reply", content=f"or {coded}"), Call("reply", content="no"))
+    model = ScriptedModel(
+        Call("reply", content=f"it is {KEY}"), Call("reply", content=f"or {coded}"), Call("reply", content="no")
+    )
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "the key?")
         assert await opened.said(1) == ["no"]
@@ -102,8 +103,7 @@ async def test_a_secret_in_plain_words_is_refused_too(words: str, clock: MockClo
 
 
 async def test_an_endless_loop_of_tools_ends_with_the_budget(clock: MockClock, tmp_path: Path) -> None:
-    again: Any = lambda request: Call("route", worker_id="x", message="hurry")  # noqa: E731
-    model = ScriptedModel(again)
+    model = ScriptedModel(lambda request: Call("route", worker_id="x", message="hurry"))
     async with open_test_agent(tmp_path, model, max_turns=8) as opened:
         accepted = await opened.say("Ann", "hi")
         assert await opened.ended(1) == ["failed"]

@@ -111,7 +111,9 @@ async def test_stops_in_good_order_are_no_deaths(clock: MockClock, tmp_path: Pat
 @pytest.mark.spec("P12")
 async def test_a_branch_that_was_cut_runs_again(in_good_order: bool, clock: MockClock, tmp_path: Path) -> None:
     gate, folder = Gate(trio.Event()), tmp_path / "one"
-    model = ScriptedModel(Calls(Call("branch", description="look it up"), Call("reply", content="I look")), branch=[gate])
+    model = ScriptedModel(
+        Calls(Call("branch", description="look it up"), Call("reply", content="I look")), branch=[gate]
+    )
     async with open_test_agent(folder, model) as opened:
         accepted = await opened.say("Ann", "look it up")
         await gate.arrived.wait()
@@ -128,14 +130,17 @@ async def test_a_branch_that_was_cut_runs_again(in_good_order: bool, clock: Mock
 
     assert [reply.content for reply in fate.replies] == ["I look", "found it"]
     assert [run["state"] for run in fate.runs] == ["done"]
-    assert second.texts_of(ProcessKind.BRANCH) == ["look it up"] or second.texts_of(ProcessKind.BRANCH)[0].endswith("look it up")
+    assert second.texts_of(ProcessKind.BRANCH) == ["look it up"] or second.texts_of(ProcessKind.BRANCH)[0].endswith(
+        "look it up"
+    )
 
 
 @pytest.mark.spec("P12")
 async def test_a_worker_that_was_killed_is_reported_as_failed(clock: MockClock, tmp_path: Path) -> None:
     gate = Gate(trio.Event())
     model = ScriptedModel(
-        Calls(Call("spawn_worker", task="work"), Call("reply", content="on it")), worker=[Call("set_status", status="half way"), gate]
+        Calls(Call("spawn_worker", task="work"), Call("reply", content="on it")),
+        worker=[Call("set_status", status="half way"), gate],
     )
     async with open_test_agent(tmp_path / "one", model) as opened:
         accepted = await opened.say("Ann", "work")
@@ -155,7 +160,9 @@ async def test_a_worker_that_was_killed_is_reported_as_failed(clock: MockClock, 
 
 
 async def test_a_result_that_was_not_told_before_the_stop_is_told_after_it(clock: MockClock, tmp_path: Path) -> None:
-    model = ScriptedModel(Calls(Call("branch", description="look"), Call("reply", content="I look")), branch=["the treasure"])
+    model = ScriptedModel(
+        Calls(Call("branch", description="look"), Call("reply", content="I look")), branch=["the treasure"]
+    )
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "look")
         await opened.events_of(EventKind.BRANCH_COMPLETED, 1)
@@ -178,12 +185,18 @@ async def test_the_conversation_is_remembered_after_a_restart(clock: MockClock, 
         await opened.say("Ann", "who am I?")
         await opened.said(1)
 
-    assert [message.text.split("] ")[-1] for message in second.requests[0].messages] == ["Ann: I am Ann", "Hello Ann.", "Ann: who am I?"]
+    assert [message.text.split("] ")[-1] for message in second.requests[0].messages] == [
+        "Ann: I am Ann",
+        "Hello Ann.",
+        "Ann: who am I?",
+    ]
 
 
 async def test_lower_limits_do_not_keep_the_agent_from_starting(clock: MockClock, tmp_path: Path) -> None:
     gates = [Gate(trio.Event()) for _ in range(4)]
-    calls = [Call("spawn_worker", task=f"work {n}") for n in range(2)] + [Call("branch", description=f"look {n}") for n in range(2)]
+    calls = [Call("spawn_worker", task=f"work {n}") for n in range(2)] + [
+        Call("branch", description=f"look {n}") for n in range(2)
+    ]
     model = ScriptedModel(Calls(*calls, Call("reply", content="on it")), worker=gates[:2], branch=gates[2:])
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "everything")
@@ -231,7 +244,9 @@ async def test_a_message_that_meets_a_leaving_channel_is_answered(clock: MockClo
 
 async def test_a_message_that_cannot_be_written_is_not_accepted(clock: MockClock, tmp_path: Path) -> None:
     async with open_test_agent(tmp_path, ScriptedModel(Call("reply", content="now it works"))) as opened:
-        await opened.say("Bob", "x", conversation=ROOM)  # makes the tables warm; nobody answers within the frozen window
+        await opened.say(
+            "Bob", "x", conversation=ROOM
+        )  # makes the tables warm; nobody answers within the frozen window
         broken(opened, "INSERT", "ledger")
         with pytest.raises(StorageError, match="free space"):
             await opened.say("Ann", "hi")
@@ -273,7 +288,9 @@ async def test_an_answer_is_not_repeated_when_only_the_end_of_the_turn_is_lost(
 ) -> None:
     logs.expect("process failed")
     logs.expect("turn not closed")
-    async with open_test_agent(tmp_path, ScriptedModel(Call("reply", content="hello"), Call("reply", content="yes"))) as opened:
+    async with open_test_agent(
+        tmp_path, ScriptedModel(Call("reply", content="hello"), Call("reply", content="yes"))
+    ) as opened:
         broken(opened, "UPDATE", "turns")
         accepted = await opened.say("Ann", "hi")
         assert await opened.said(1) == ["hello"]
@@ -312,7 +329,9 @@ async def test_the_end_of_a_process_that_cannot_be_written_waits(
 
 async def test_a_worker_goes_on_when_its_transcript_cannot_be_written(clock: MockClock, tmp_path: Path) -> None:
     gate = Gate(trio.Event(), Call("set_status", status="half way"))
-    model = ScriptedModel(Calls(Call("spawn_worker", task="work"), Call("reply", content="on it")), "told", worker=[gate, DONE])
+    model = ScriptedModel(
+        Calls(Call("spawn_worker", task="work"), Call("reply", content="on it")), "told", worker=[gate, DONE]
+    )
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "work")
         await gate.arrived.wait()

@@ -12,7 +12,7 @@ from spacebot.agent.worker import RETRY_PAUSES_S, SEGMENT_STEPS, SEGMENTS
 from spacebot.base.errors import ModelUnavailableError
 from spacebot.base.events import EventKind
 from spacebot.base.tree import NodeKind, NodeState
-from spacebot.llm.messages import ModelRequest, ProcessKind, Reasoning
+from spacebot.llm.messages import FinishReason, ModelReply, ModelRequest, ProcessKind, Reasoning
 from tests.fakes.opened import DIRECT, Opened, open_test_agent
 from tests.fakes.scripted_model import Call, Calls, Fail, Gate, Say, ScriptedModel
 
@@ -50,16 +50,13 @@ async def test_a_worker_says_how_it_went(state: str, clock: MockClock, tmp_path:
 @pytest.mark.spec("P18")
 async def test_words_are_no_outcome(clock: MockClock, tmp_path: Path) -> None:
     """A plan, then thinking only, then the outcome: the worker is sent back until it reports."""
-    thinking: Any = lambda request: _reasoning(request)  # noqa: E731
-    model = ScriptedModel(SPAWN, worker=["First I shall plan.", thinking, outcome("done at last")])
+    model = ScriptedModel(SPAWN, worker=["First I shall plan.", _think, outcome("done at last")])
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "work")
         assert await result_of(opened) == ("done", "done at last")
 
 
-def _reasoning(request: ModelRequest) -> Any:
-    from spacebot.llm.messages import FinishReason, ModelReply
-
+def _think(request: ModelRequest) -> ModelReply:
     return ModelReply(parts=(Reasoning("hm"),), finish_reason=FinishReason.STOP)
 
 
@@ -86,7 +83,9 @@ async def test_only_nudges_in_a_row_count(clock: MockClock, tmp_path: Path) -> N
 @pytest.mark.spec("P13")
 async def test_segments_are_bounded_and_what_was_found_is_kept(clock: MockClock, tmp_path: Path) -> None:
     numbers = iter(range(10_000))
-    model = ScriptedModel(SPAWN, worker=lambda request: Calls(Call("set_status", status=f"step {next(numbers)}"), text="found a bit"))
+    model = ScriptedModel(
+        SPAWN, worker=lambda request: Calls(Call("set_status", status=f"step {next(numbers)}"), text="found a bit")
+    )
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "work")
         state, text = await result_of(opened)
@@ -103,7 +102,9 @@ async def test_a_hiccup_of_the_provider_is_waited_out(clock: MockClock, tmp_path
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "work")
         for number, pause in enumerate(RETRY_PAUSES_S):
-            await opened.until(lambda e, n=number: f"next try in {RETRY_PAUSES_S[n]:.0f} s" in str(e.fields.get("status")))
+            await opened.until(
+                lambda e, n=number: f"next try in {RETRY_PAUSES_S[n]:.0f} s" in str(e.fields.get("status"))
+            )
             await opened.advance(pause)
         assert await result_of(opened) == ("done", "got it")
 
@@ -230,7 +231,10 @@ async def test_waiting_does_not_count_as_work_and_has_its_own_end(clock: MockClo
 async def test_a_message_to_a_running_worker_is_seen_at_its_next_step(clock: MockClock, tmp_path: Path) -> None:
     gate = Gate(trio.Event(), Call("set_status", status="half way"))
     model = ScriptedModel(
-        SPAWN, lambda request: route(opened, "use French"), Call("reply", content="I told it"), worker=[gate, outcome("fini")]
+        SPAWN,
+        lambda request: route(opened, "use French"),
+        Call("reply", content="I told it"),
+        worker=[gate, outcome("fini")],
     )
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "work")
@@ -249,7 +253,10 @@ async def test_a_message_that_comes_with_the_outcome_is_not_lost(clock: MockCloc
     """The channel was told that the worker sees it; so it does, and its first account is kept."""
     gate = Gate(trio.Event(), outcome("the report is ready"))
     model = ScriptedModel(
-        SPAWN, lambda request: route(opened, "add a title"), Call("reply", content="I told it"), worker=[gate, outcome("title added")]
+        SPAWN,
+        lambda request: route(opened, "add a title"),
+        Call("reply", content="I told it"),
+        worker=[gate, outcome("title added")],
     )
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "work")
@@ -279,7 +286,9 @@ async def test_a_message_to_nobody_names_who_is_there(clock: MockClock, tmp_path
 @pytest.mark.spec("P69")
 async def test_secrets_in_a_workers_account_are_scrubbed_not_fatal(clock: MockClock, tmp_path: Path) -> None:
     key = "ghp_" + "a1B2c3D4e5F6" * 3
-    model = ScriptedModel(SPAWN, "told", worker=[Call("set_status", status=f"using {key}"), outcome(f"the token is {key}, all set")])
+    model = ScriptedModel(
+        SPAWN, "told", worker=[Call("set_status", status=f"using {key}"), outcome(f"the token is {key}, all set")]
+    )
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "work")
         state, text = await result_of(opened)
@@ -297,7 +306,8 @@ async def test_secrets_in_a_workers_account_are_scrubbed_not_fatal(clock: MockCl
 async def test_a_worker_cannot_touch_the_identity_files(clock: MockClock, tmp_path: Path) -> None:
     paths = ["../SOUL.md", str(tmp_path / "agents" / "main" / "SOUL.md")]
     model = ScriptedModel(
-        SPAWN, worker=[*(Call("file", operation="write", path=path, content="evil") for path in paths), outcome("tried")]
+        SPAWN,
+        worker=[*(Call("file", operation="write", path=path, content="evil") for path in paths), outcome("tried")],
     )
     async with open_test_agent(tmp_path, model) as opened:
         before = (tmp_path / "agents" / "main" / "SOUL.md").read_text()
@@ -310,9 +320,7 @@ async def test_a_worker_cannot_touch_the_identity_files(clock: MockClock, tmp_pa
 
 @pytest.mark.spec("P59", "P63")
 async def test_a_worker_that_gets_the_conversation_still_does_its_own_task(clock: MockClock, tmp_path: Path) -> None:
-    model = ScriptedModel(
-        Call("reply", content="noted"), SPAWN, worker=[outcome("done")], context_window=6000
-    )
+    model = ScriptedModel(Call("reply", content="noted"), SPAWN, worker=[outcome("done")], context_window=6000)
     async with open_test_agent(tmp_path, model, worker={"context": "fork"}) as opened:
         await opened.say("Ann", "my dog is called Rex " + "and so on " * 3000)
         await opened.ended(1)
@@ -335,7 +343,10 @@ async def test_an_idle_worker_goes_on_after_a_restart(clock: MockClock, tmp_path
         await opened.advance(RESULT_DEBOUNCE_S)
         await opened.ended(2)
     second = ScriptedModel(
-        lambda request: route(opened, "sort them"), Call("reply", content="it sorts"), "sorted", worker=[outcome("sorted them")]
+        lambda request: route(opened, "sort them"),
+        Call("reply", content="it sorts"),
+        "sorted",
+        worker=[outcome("sorted them")],
     )
     async with open_test_agent(tmp_path, second) as opened:
         await opened.until(lambda e: e.kind is EventKind.WORKER_STATUS and e.fields["state"] == "waiting")

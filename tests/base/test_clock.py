@@ -10,7 +10,9 @@ from spacebot.base.clock import Clock, format_local, format_span, from_text, par
 from spacebot.base.errors import ConfigError
 
 MOMENTS = st.datetimes(
-    datetime(1000, 1, 1), datetime(9990, 1, 1), timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=45))])
+    datetime(1000, 1, 1),  # noqa: DTZ001 - hypothesis adds the zone
+    datetime(9990, 1, 1),  # noqa: DTZ001
+    timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=45))]),
 )
 
 

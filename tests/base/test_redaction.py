@@ -1,7 +1,6 @@
 """Secrets: found plain and encoded, scrubbed, and never shown piece by piece while they are written."""
 
 import base64
-from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
@@ -29,9 +28,8 @@ HARMLESS = 20  # characters of a key that tell nothing: leads, a bot's public nu
 
 
 @pytest.fixture
-def _literal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _literal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_literals", {LITERAL})
-    yield
 
 
 @pytest.mark.spec("P69")

@@ -78,7 +78,9 @@ async def test_a_stop_from_above_interrupts_and_settles() -> None:
     assert [outcome.state for outcome in owner.settled] == [NodeState.INTERRUPTED]
 
 
-async def test_an_end_that_cannot_be_committed_in_time_is_left(autojump_clock: trio.testing.MockClock, logs: Logs) -> None:
+async def test_an_end_that_cannot_be_committed_in_time_is_left(
+    autojump_clock: trio.testing.MockClock, logs: Logs
+) -> None:
     logs.expect("not committed in time")
     owner = Owner()
 

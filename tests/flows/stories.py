@@ -51,7 +51,7 @@ class Person:
         try:
             return await self._http.request(method, path, payload)
         except (OSError, trio.BrokenResourceError):
-            self._http = None
+            await self.leave()
             raise
 
     async def get(self, path: str) -> Any:
@@ -78,10 +78,11 @@ class Person:
         return await self.get(f"/api/messages/{message_id}/fate")
 
     async def settled(self, message_id: str) -> Any:
-        """Wait until a message is dealt with, what it set going included; returns its fate."""
+        """Wait until a message is dealt with; one whose turn was silent, once what it set going was told."""
 
         def is_settled(fate: Any) -> bool:
-            return fate["state"] not in OPEN and not fate["is_pending"] and fate["turn_state"] != "running"
+            is_put_off = fate["state"] == "skipped" and fate["is_pending"]
+            return fate["state"] not in OPEN and not is_put_off and fate["turn_state"] != "running"
 
         return await wait_for(partial(self.fate, message_id), is_settled)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -37,14 +38,16 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.just
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | WORDS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=2), max_leaves=3
 )  # fmt: skip
-CALLS = st.builds(ToolCall, IDS, st.sampled_from(["reply", "shell"]), st.dictionaries(WORDS, JSON, max_size=2)) | st.builds(
-    ToolCall, IDS, st.just("reply"), st.none(), WORDS
-)
+CALLS = st.builds(
+    ToolCall, IDS, st.sampled_from(["reply", "shell"]), st.dictionaries(WORDS, JSON, max_size=2)
+) | st.builds(ToolCall, IDS, st.just("reply"), st.none(), WORDS)
 ASSISTANT: st.SearchStrategy[Part] = (
     st.builds(Text, WORDS) | CALLS | st.builds(Reasoning, WORDS, st.none() | WORDS, st.none() | WORDS)
 )
 USER: st.SearchStrategy[Part] = (
-    st.builds(Text, WORDS) | st.builds(ToolResult, IDS, WORDS, st.booleans()) | st.builds(Image, st.just("image/png"), st.just("AAAA"))
+    st.builds(Text, WORDS)
+    | st.builds(ToolResult, IDS, WORDS, st.booleans())
+    | st.builds(Image, st.just("image/png"), st.just("AAAA"))
 )
 MESSAGES = st.lists(
     st.builds(ModelMessage, st.just(Role.USER), st.lists(USER, max_size=4).map(tuple))
@@ -57,7 +60,7 @@ def assert_sendable(messages: Sequence[ModelMessage]) -> None:
     """What every provider demands."""
     if messages:
         assert messages[0].role is Role.USER
-    for before, after in zip(messages, messages[1:], strict=False):
+    for before, after in pairwise(messages):
         assert before.role is not after.role
     for number, message in enumerate(messages):
         assert message.parts
@@ -96,7 +99,9 @@ def test_repair_loses_no_words_of_people(messages: list[ModelMessage]) -> None:
 
 def test_a_call_without_its_result_gets_one_that_says_so() -> None:
     call = ToolCall("1", "shell", {})
-    (_, _, answer) = repair([ModelMessage.user("go"), ModelMessage(Role.ASSISTANT, (call,)), ModelMessage.user("well?")])
+    (_, _, answer) = repair(
+        [ModelMessage.user("go"), ModelMessage(Role.ASSISTANT, (call,)), ModelMessage.user("well?")]
+    )
     assert answer.parts == (ToolResult("1", LOST_RESULT, is_error=True), Text("well?"))
 
 
