@@ -31,7 +31,7 @@ from spacebot.config.model import AgentConfig
 from spacebot.config.store import ConfigStore, FileChange, FileKind, open_watcher
 from spacebot.llm.manager import ModelManager, UsageRecord, open_models
 from spacebot.memory.embedding import OnnxEmbedder
-from spacebot.tools.sandbox import Backend, probe_backend
+from spacebot.tools.sandbox import Backend, BackendKind, probe_backend
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class RunningProgram:
     events: EventBus
     models: ModelManager
     stop: trio.Event
+    probe: "_Probe"
     by_id: dict[AgentId, Agent] = field(default_factory=dict)
     visitor: trio.Event = field(default_factory=trio.Event)
     wants_restart: bool = False
@@ -68,6 +69,11 @@ class RunningProgram:
     def default_agent_id(self) -> AgentId:
         """The agent that is asked where none is named."""
         return AgentId(self.store.current.default_agent.id)
+
+    @property
+    def sandbox(self) -> str:
+        """What contains the commands of workers, in words."""
+        return self.probe.words
 
     async def reload_prompts(self) -> Sequence[str]:
         """Read all templates and identity files again. Errors: ConfigError; the old ones stay in use."""
@@ -101,6 +107,15 @@ class _Probe:
         self._lock = trio.Lock()
         self._backend: Backend | None = None
 
+    @property
+    def words(self) -> str:
+        """What was found, for people."""
+        if self._backend is None:
+            return "not tried yet; the first worker will"
+        if self._backend.kind is BackendKind.NONE:
+            return f"inactive ({self._backend.note})"
+        return f"{self._backend.kind} ({self._backend.note})"
+
     async def __call__(self) -> Backend:
         async with self._lock:
             if self._backend is None:
@@ -127,7 +142,7 @@ async def main(
     async with AsyncExitStack() as stack:
         models = await stack.enter_async_context(open_models(lambda: store.current.llm, record_usage=note_usage))
         embedder, probe = OnnxEmbedder(), _Probe()
-        program = RunningProgram(store, events, models, stop, by_id=agents)
+        program = RunningProgram(store, events, models, stop, probe, by_id=agents)
         for config in store.current.agents:
             agents[AgentId(config.id)] = await stack.enter_async_context(
                 open_agent(

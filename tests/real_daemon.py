@@ -102,7 +102,7 @@ class Daemon:
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the program."""
         return subprocess.run(
-            [*program(), *words], env=self.environment, capture_output=True, text=True, cwd=self.folder
+            [*program(), *words], env=self.environment, capture_output=True, text=True, cwd=self.folder, timeout=60
         )
 
     @property

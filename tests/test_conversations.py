@@ -38,10 +38,16 @@ async def fate_of(log: Conversations, message_id: MessageId) -> LedgerState:
 
 async def test_a_message_comes_back_from_the_journal_as_it_was(log: Conversations) -> None:
     message = text_from(
-        "Ann", "hi", platform_id="m1", mentions_bot=True, reply_to=ReplyPreview(author="Bob", text="?"), server_name="S",
-        channel_name="general", metadata={"message_id": 7},
+        "Ann",
+        "hi",
+        platform_id="m1",
+        mentions_bot=True,
+        reply_to=ReplyPreview(author="Bob", text="?"),
+        server_name="S",
+        channel_name="general",
+        metadata={"message_id": 7},
         attachments=(Attachment(filename="a.png", media_type="image/png", url="u", size_bytes=5),),
-    )  # fmt: skip
+    )
     await log.accept(message)
     (journalled,) = (await log.recover()).messages
     assert journalled.message == message

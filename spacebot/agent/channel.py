@@ -433,6 +433,8 @@ class Channel:
             is_stop = outcome.state is NodeState.INTERRUPTED
             if is_stop and worker.is_waiting:
                 return  # its row says "waiting"; the next start finds it so
+            if is_stop:
+                worker.keep_unread()
             retired = run.is_interactive and outcome.state is NodeState.DONE
             tell = not (is_stop or retired or node.id in self._quiet)
             await self._commit_end(finish, node, outcome, tell)

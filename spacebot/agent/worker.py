@@ -117,6 +117,11 @@ class Worker:
         """All that was said between model and tools, as JSON text."""
         return to_json(self._messages)
 
+    def keep_unread(self) -> None:
+        """Put what was handed in but not seen yet into the transcript: the program is stopping."""
+        while (words := self._injected()) is not None:
+            self._messages.append(ModelMessage.user(words))
+
     def route(self, message: str) -> str:
         """Hand in a message; returns what will happen with it.
 

@@ -58,6 +58,11 @@ class Program(Protocol):
         """The agent that is asked where none is named."""
         ...
 
+    @property
+    def sandbox(self) -> str:
+        """What contains the commands of workers, in words."""
+        ...
+
     async def reload_prompts(self) -> Sequence[str]:
         """Read all templates and identity files again; returns the names that changed.
 

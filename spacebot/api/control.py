@@ -304,6 +304,7 @@ class _Commands:
             run_id=self._run_id,
             model=program.agents[program.default_agent_id].model_label,
             urls=list(self._urls),
+            sandbox=program.sandbox,
             agents=list(program.agents),
             processes={str(kind): counts.get(kind, 0) for kind in NodeKind},
             warnings=list(self._store.warnings),

@@ -45,6 +45,7 @@ from spacebot.config.model import ApiConfig
 log = logging.getLogger(__name__)
 
 BACKLOG = 256  # connections that wait to be accepted
+KEEP_CONNECTION_S = 75.0  # an idle connection; people pause between messages, and a new one costs more than it
 GRACE_S = 3.0  # for requests in flight when the program stops
 
 
@@ -74,6 +75,7 @@ async def serve_api(
     settings = Config()
     settings.errorlog = log
     settings.include_server_header = False
+    settings.keep_alive_timeout = KEEP_CONNECTION_S
     context = WorkerContext(None)
     connections: set[_Connection] = set()
 

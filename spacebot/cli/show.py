@@ -48,7 +48,9 @@ def _print_status(status: Answer) -> None:
     print(f"spacebot {status.get('version')} is running (pid {status['pid']}, {format_span(status['uptime_seconds'])})")
     for url in status.get("urls", ()):
         print(f"web chat:  {url}")
-    print(f"model:     {status.get('model')}")
+    model = status.get("model", "")
+    print(f"model:     {model}{' (built-in rules: no provider key was found)' if model.startswith('demo/') else ''}")
+    print(f"sandbox:   {status.get('sandbox')}")
     print(f"agents:    {', '.join(status.get('agents', ()))}")
     kinds = ("channel", "turn", "branch", "worker")
     processes = status.get("processes", {})

@@ -57,7 +57,7 @@ SIMILAR_S = 1.0  # a save does not wait longer for its neighbours
 LATER_FIRST_S, LATER_MOST_S = 60.0, 3600.0  # pause before vectors are tried again, doubled each time
 LATER_BATCH = 32
 ACCESS_S = 5.0  # recalls are counted together, not one write each
-CACHED_VIEWERS = 256
+CACHED_VIEWERS = 2048  # live conversations, a tuple each
 
 
 class AgentMemory:

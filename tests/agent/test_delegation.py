@@ -462,7 +462,7 @@ async def test_rows_stand_in_the_order_in_which_things_happened(clock: MockClock
         async with trio.open_nursery() as nursery:
             for number in range(50):
                 nursery.start_soon(opened.say, "Ann", f"message {number}")
-        await opened.settled()
+        await opened.until(lambda e: e.fields.get("last_seq") == 50)
         log = opened.agent.conversations
         pages, cursor = [], None
         while page := await log.history(DIRECT, limit=7, before_seq=cursor):

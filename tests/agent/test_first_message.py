@@ -287,9 +287,13 @@ async def test_a_broken_tool_is_a_plain_sentence_for_the_model(clock: MockClock,
 async def test_the_history_only_grows(clock: MockClock, tmp_path: Path) -> None:
     """Corrections, refused calls and their results stay out of it; nothing that is in it changes."""
     model = ScriptedModel(
-        Call("reply", content="a"), Say("skip"), Call("reply", content="b"), Call("nonsense"), Call("reply", content="c"),
+        Call("reply", content="a"),
+        Say("skip"),
+        Call("reply", content="b"),
+        Call("nonsense"),
+        Call("reply", content="c"),
         Call("reply", content="d"),
-    )  # fmt: skip
+    )
     async with open_test_agent(tmp_path, model) as opened:
         for number in range(4):
             await opened.say("Ann", f"message {number}")

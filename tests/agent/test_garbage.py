@@ -42,10 +42,19 @@ async def test_a_wrong_call_is_explained_and_the_turn_goes_on(
 
 
 @pytest.mark.spec("P40")
-@pytest.mark.parametrize("garbage", [
-    'reply(content="hi")', '[reply] hi', '{"name": "reply", "arguments": {"content": "hi"}}', "skip", "[SKIP]", "(no reply)",
-    '<tool_call>{"name": "skip"}</tool_call>', 'spawn_worker(task="x")',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        'reply(content="hi")',
+        "[reply] hi",
+        '{"name": "reply", "arguments": {"content": "hi"}}',
+        "skip",
+        "[SKIP]",
+        "(no reply)",
+        '<tool_call>{"name": "skip"}</tool_call>',
+        'spawn_worker(task="x")',
+    ],
+)
 async def test_tool_syntax_as_text_is_sent_back(garbage: str, clock: MockClock, tmp_path: Path) -> None:
     model = ScriptedModel(Say(garbage), Say(garbage), Call("reply", content="hello"))
     async with open_test_agent(tmp_path, model) as opened:

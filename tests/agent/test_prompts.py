@@ -74,9 +74,11 @@ async def test_the_system_prompt_is_the_same_to_the_byte_whatever_happens(clock:
 @pytest.mark.spec("P43")
 async def test_prompts_mention_no_tool_that_the_process_lacks(clock: MockClock, tmp_path: Path) -> None:
     model = ScriptedModel(
-        Calls(Call("branch", description="look"), Call("spawn_worker", task="work"), Call("reply", content="on it")), "told",
-        branch=["found"], worker=[DONE],
-    )  # fmt: skip
+        Calls(Call("branch", description="look"), Call("spawn_worker", task="work"), Call("reply", content="on it")),
+        "told",
+        branch=["found"],
+        worker=[DONE],
+    )
     async with open_test_agent(tmp_path, model) as opened:
         await opened.say("Ann", "both")
         await opened.events_of(EventKind.WORKER_COMPLETED, 1)
@@ -185,9 +187,11 @@ async def test_what_a_person_said_while_a_branch_thinks_is_not_learned_from_some
 ) -> None:
     gate = Gate(trio.Event(), Call("memory_save", content="Ann is allergic to nuts.", memory_type="fact"))
     model = ScriptedModel(
-        Calls(Call("branch", description="save it"), Call("reply", content="noted")), Call("reply", content="hello"), "saved",
+        Calls(Call("branch", description="save it"), Call("reply", content="noted")),
+        Call("reply", content="hello"),
+        "saved",
         branch=[gate, "saved"],
-    )  # fmt: skip
+    )
     async with open_test_agent(tmp_path, model, coalesce={"debounce_ms": 0}) as opened:
         await opened.say("Ann", "I am allergic to nuts", conversation=ROOM)
         await gate.arrived.wait()

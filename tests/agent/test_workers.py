@@ -13,7 +13,7 @@ from spacebot.base.errors import ModelUnavailableError
 from spacebot.base.events import EventKind
 from spacebot.base.tree import NodeKind, NodeState
 from spacebot.llm.messages import FinishReason, ModelReply, ModelRequest, ProcessKind, Reasoning
-from tests.fakes.opened import DIRECT, Opened, open_test_agent
+from tests.fakes.opened import DIRECT, Opened, freeze_copy, open_test_agent
 from tests.fakes.scripted_model import Call, Calls, Fail, Gate, Say, ScriptedModel
 
 SPAWN = Calls(Call("spawn_worker", task="the work"), Call("reply", content="on it"))
@@ -334,21 +334,25 @@ async def test_a_worker_that_gets_the_conversation_still_does_its_own_task(clock
 
 
 @pytest.mark.spec("P12", "P59")
-async def test_an_idle_worker_goes_on_after_a_restart(clock: MockClock, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_good_order", [True, False])
+async def test_an_idle_worker_goes_on_after_a_restart(in_good_order: bool, clock: MockClock, tmp_path: Path) -> None:
+    folder = tmp_path / "one"
     first = ScriptedModel(SPAWN_INTERACTIVE, "told", worker=[outcome("found 42 files")])
-    async with open_test_agent(tmp_path, first) as opened:
+    async with open_test_agent(folder, first) as opened:
         await opened.say("Ann", "work")
         await idle(opened, 1)
         await opened.ended(1)
         await opened.advance(RESULT_DEBOUNCE_S)
         await opened.ended(2)
+        if not in_good_order:
+            folder = freeze_copy(opened, tmp_path / "two")
     second = ScriptedModel(
         lambda request: route(opened, "sort them"),
         Call("reply", content="it sorts"),
         "sorted",
         worker=[outcome("sorted them")],
     )
-    async with open_test_agent(tmp_path, second) as opened:
+    async with open_test_agent(folder, second) as opened:
         await opened.until(lambda e: e.kind is EventKind.WORKER_STATUS and e.fields["state"] == "waiting")
         await opened.say("Ann", "sort them")
         assert await idle(opened, 1) == "sorted them"
@@ -381,3 +385,24 @@ async def test_a_worker_that_was_stopped_goes_on_after_a_restart(clock: MockCloc
     assert fate.replies[-1].reply_to == accepted.message_id
     (request,) = second.requests_of(ProcessKind.WORKER)
     assert "restarted" in request.messages[-1].text
+
+
+async def test_a_message_that_a_stopped_worker_had_not_seen_is_there_in_its_next_life(
+    clock: MockClock, tmp_path: Path
+) -> None:
+    gate = Gate(trio.Event())
+    first = ScriptedModel(
+        SPAWN, lambda request: route(opened, "use French"), Call("reply", content="I told it"), worker=[gate]
+    )
+    async with open_test_agent(tmp_path, first) as opened:
+        await opened.say("Ann", "work")
+        await gate.arrived.wait()
+        await opened.ended(1)
+        await opened.say("Ann", "in French please")
+        await opened.ended(2)
+    second = ScriptedModel("told", worker=[outcome("fini")])
+    async with open_test_agent(tmp_path, second) as opened:
+        assert await result_of(opened) == ("done", "fini")
+
+    (request,) = second.requests_of(ProcessKind.WORKER)
+    assert "use French" in "".join(message.text for message in request.messages)

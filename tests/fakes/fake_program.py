@@ -183,6 +183,11 @@ class FakeProgram:
         """The default agent."""
         return self.agents[self.default_agent_id]
 
+    @property
+    def sandbox(self) -> str:
+        """As a program that has not started a worker yet says it."""
+        return "not tried yet"
+
     async def reload_prompts(self) -> Sequence[str]:
         if self.broken_prompt is not None:
             raise ConfigError(self.broken_prompt)

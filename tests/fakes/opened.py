@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked, wait_all_threads_completed
 
 from spacebot.agent.agent import Agent, open_agent
 from spacebot.agent.parts import AgentModel
@@ -142,6 +142,7 @@ class Opened:
         """Wait until nothing moves any more: all writes done, all tasks waiting."""
         for _ in range(3):
             await self.agent.conversations.record_usage([])
+            await wait_all_threads_completed()
             await wait_all_tasks_blocked()
 
     async def fate(self, accepted: Accepted) -> Fate:

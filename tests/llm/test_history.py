@@ -36,8 +36,10 @@ from spacebot.llm.messages import (
 IDS = st.sampled_from(["a", "b", "c"])
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.just(" ")
 JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | WORDS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=2), max_leaves=3
-)  # fmt: skip
+    st.none() | st.booleans() | st.integers() | WORDS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=2),
+    max_leaves=3,
+)
 CALLS = st.builds(
     ToolCall, IDS, st.sampled_from(["reply", "shell"]), st.dictionaries(WORDS, JSON, max_size=2)
 ) | st.builds(ToolCall, IDS, st.just("reply"), st.none(), WORDS)
