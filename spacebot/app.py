@@ -21,6 +21,7 @@ import trio
 from spacebot.agent.agent import Agent, open_agent
 from spacebot.api.control import control_commands, serve_control
 from spacebot.api.server import serve_api
+from spacebot.base.allocator import give_memory_back
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import AgentId, new_uuid
@@ -126,7 +127,9 @@ class _Probe:
 async def main(
     paths: InstancePaths, store: ConfigStore, *, on_ready: Callable[[ReadyInfo], None], debug: bool = False
 ) -> int:
-    """Run until stopped (the control socket, or signals, which the daemon turns into its commands); returns the exit code, 0 after an orderly stop, 75 when a restart is wanted.
+    """Run until somebody asks to stop: over the control socket, or by a signal, which the daemon turns into that.
+
+    Returns the exit code: 0 after an orderly stop, 75 when a restart is wanted.
 
     Errors: ConfigError, StorageError when a part cannot be opened.
     """
@@ -218,6 +221,7 @@ async def _warm_up(program: RunningProgram, probe: _Probe) -> None:
     gc.set_threshold(*GC_THRESHOLD)
     for agent in program.agents.values():
         await agent.memory.warm_up()
+    await trio.to_thread.run_sync(give_memory_back)
     await probe()
 
 

@@ -19,7 +19,7 @@ from spacebot.base.events import EventBus, EventKind
 from spacebot.base.redaction import scrub
 from spacebot.base.text import clean_unicode
 from spacebot.base.tree import Node
-from spacebot.llm.history import drop_oldest, fit, repair
+from spacebot.llm.history import drop_oldest, fit, is_boundary, repair
 from spacebot.llm.messages import (
     Model,
     ModelMessage,
@@ -99,17 +99,19 @@ class Engine:
         """Go on until the model stops calling, a call ends it, or `budget` model calls are used up.
 
         Args:
-            messages: the process's own list; everything new is appended to it.
+            messages: the process's own list; everything new is appended to it. What its last message asks for is
+                kept when older ones have to go.
             on_step: awaited after each step whose calls have run, to keep a checkpoint.
             inject: asked before each step for something to tell the model.
 
         Errors: ModelError when no model answers.
         """
         usage, calls, text = Usage(), 0, ""
+        task = messages[-1] if messages and is_boundary(messages[-1]) else None
         for _ in range(budget):
             if inject is not None and (words := inject()) is not None:
                 messages.append(ModelMessage.user(words))
-            reply = await self._complete(messages, on_delta)
+            reply = await self._complete(messages, task, on_delta)
             usage += reply.usage
             message = reply.message
             if message.parts:
@@ -134,12 +136,14 @@ class Engine:
                 return EngineResult(ending=Ending.TOOL, text=text, calls=calls, usage=usage)
         return EngineResult(ending=Ending.BUDGET, text=text, calls=calls, usage=usage)
 
-    async def _complete(self, messages: list[ModelMessage], on_delta: OnDelta | None) -> ModelReply:
+    async def _complete(
+        self, messages: list[ModelMessage], task: ModelMessage | None, on_delta: OnDelta | None
+    ) -> ModelReply:
         for attempt in range(OVERFLOW_RETRIES + 1):
             request = ModelRequest(
                 process=self.kind,
                 system=self.system,
-                messages=repair(fit(messages, ceiling=self.window(), system=self.system, tools=self.specs)),
+                messages=repair(fit(messages, ceiling=self.window(), system=self.system, tools=self.specs, task=task)),
                 tools=self.specs,
                 task_type=self.task_type,
                 node=self.node,
@@ -150,7 +154,8 @@ class Engine:
                 cut = drop_oldest(messages, OVERFLOW_DROP)
                 if attempt == OVERFLOW_RETRIES or cut == 0:
                     raise
-                messages[:cut] = [ModelMessage.user(self.overflow_note)]
+                asked = [message for message in messages[:cut] if message is task]
+                messages[:cut] = [ModelMessage.user(self.overflow_note), *asked]
         raise AssertionError("unreachable")
 
     async def _run_calls(self, calls: tuple[ToolCall, ...]) -> list[ToolOutput]:

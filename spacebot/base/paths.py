@@ -125,7 +125,8 @@ class AgentPaths:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"cannot write to the agent's folder {str(self.root)!r} ({error.strerror}); make it writable"
+                f"cannot make the agent's folder {str(error.filename or self.root)!r} ({error.strerror}); "
+                "make the folder above it writable, and move away what is in its place"
             ) from error
 
 

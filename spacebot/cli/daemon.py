@@ -124,6 +124,9 @@ def run_program(
         # Late, in the process that stays: these load trio, pydantic and more.
         import logging
 
+        from spacebot.base.allocator import limit_arenas
+
+        limit_arenas()
         from spacebot.api.control import EXIT_RESTART
         from spacebot.base.telemetry import kv, set_up_logging
         from spacebot.cli.serve import serve

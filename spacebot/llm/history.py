@@ -148,12 +148,14 @@ def fit(
     system: Sequence[SystemBlock] = (),
     tools: Sequence[ToolSpec] = (),
     reserve: float = 0.15,
+    task: ModelMessage | None = None,
 ) -> tuple[ModelMessage, ...]:
     """Shorten a request until it fits a window, a quarter of the oldest messages at a time.
 
     Args:
         ceiling: tokens that the model reads, answer included.
         reserve: share of it kept free for the answer (process spec 18).
+        task: the message that says what is wanted; it stays, in front, when those around it go.
 
     Returns the messages unchanged when they fit. What is left may still be too long when the last
     messages alone are; long results among them are then cut in the middle.
@@ -161,10 +163,14 @@ def fit(
     budget = int(ceiling * (1 - reserve)) - estimate_tokens((), system, tools)
     kept = tuple(messages)
     while estimate_tokens(kept) > budget:
-        cut = drop_oldest(kept, 0.25)
+        head = kept[:1] if task is not None and kept and kept[0] is task else ()
+        rest = kept[len(head) :]
+        cut = drop_oldest(rest, 0.25)
         if cut == 0:
             return _shorten_parts(kept, budget)
-        kept = kept[cut:]
+        if any(message is task for message in rest[:cut]):
+            head = tuple(message for message in rest[:cut] if message is task)
+        kept = (*head, *rest[cut:])
     return kept
 
 

@@ -5,15 +5,15 @@ Floor:   memory; may import base; the only importer of onnxruntime and tokenizer
 Source:  memory spec 3.5; the model is sentence-transformers/all-MiniLM-L6-v2 with pooling and norm in the graph
 """
 
-import ctypes
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
+from spacebot.base.allocator import give_memory_back
 from spacebot.base.errors import EmbeddingError
 from spacebot.base.paths import bundled_model
 
@@ -96,7 +96,7 @@ class OnnxEmbedder:
             wanted = {node.name: given[node.name] for node in session.get_inputs()}
             (vectors,) = session.run(["embedding"], wanted)
             if len(texts[-1]) >= LONG:
-                _give_memory_back()
+                give_memory_back()
         result: Vectors = np.ascontiguousarray(vectors, np.float32)
         return result
 
@@ -123,7 +123,7 @@ class OnnxEmbedder:
         tokenizer = Tokenizer.from_file(str(words))
         tokenizer.enable_truncation(MAX_TOKENS)
         tokenizer.enable_padding()
-        _give_memory_back()
+        give_memory_back()
         return session, tokenizer
 
 
@@ -147,12 +147,6 @@ def _restore(pieces: "list[Vectors]", batches: list[list[int]], dimensions: int)
     for piece, batch in zip(pieces, batches, strict=False):
         vectors[batch] = piece
     return vectors
-
-
-def _give_memory_back() -> None:
-    """Return what reading the model left over to the system: 40 MiB of the 200 that stay otherwise (glibc only)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -2,18 +2,20 @@
 
 import json
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from socket import SO_RCVBUF, SOL_SOCKET
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 import trio
 
-from tests.real_daemon import Daemon, Http, sse
+from tests.real_daemon import Daemon, Http
 from tests.stand_ins import anthropic, openai
 from tests.stand_ins.serving import Answer, Use
 
@@ -67,7 +69,11 @@ class Person:
     async def say(self, text: str, session: str = "s", **fields: Any) -> str:
         """Say something that must be accepted; returns the message's id."""
         status, receipt = await self.post(
-            "/api/webchat/send?wait=false", session_id=session, message=text, sender_name=fields.pop("by", "ann"), **fields
+            "/api/webchat/send?wait=false",
+            session_id=session,
+            message=text,
+            sender_name=fields.pop("by", "ann"),
+            **fields,
         )
         assert status == 202, (status, receipt)
         message_id: str = receipt["message_id"]
@@ -117,11 +123,6 @@ class Person:
         """Wait until what runs of a kind fits."""
         return list(await wait_for(partial(self.running, kind), condition))
 
-    async def follow(self, session: str = "s", after: int = 0) -> AsyncIterator[Any]:
-        """The events of a session stream."""
-        async for event in sse(self.daemon.port, f"/api/webchat/events?session_id={quote(session)}&after={after}"):
-            yield event
-
     async def leave(self) -> None:
         """Close the connection."""
         if self._http is not None:
@@ -135,6 +136,55 @@ async def wait_for(read: Callable[[], Awaitable[Any]], condition: Callable[[Any]
         while not condition(seen := await read()):
             await trio.sleep(POLL_S)
     return seen
+
+
+class Reader:
+    """A browser that follows a session; it may stop reading for a while."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._lines: deque[bytes] = deque()
+        self._rest: list[bytes] = []
+
+    async def event(self) -> tuple[str, Any]:
+        """Name and data of the next event."""
+        name = ""
+        while True:
+            line = await self._line()
+            if line.startswith(b"event:"):
+                name = line[6:].strip().decode()
+            elif line.startswith(b"data:"):
+                return name, json.loads(line[5:])
+
+    async def said(self) -> tuple[int, str]:
+        """Number and text of the next thing that the agent says."""
+        while True:
+            name, data = await self.event()
+            if name == "message" and data["role"] == "assistant":
+                return data["seq"], data["content"]
+
+    async def _line(self) -> bytes:
+        while not self._lines:
+            data = await self._stream.receive_some(65536)
+            assert data, "the stream has ended"
+            self._rest.append(data)
+            if b"\n" in data:
+                *lines, rest = b"".join(self._rest).split(b"\n")
+                self._lines.extend(lines)
+                self._rest = [rest]
+        return self._lines.popleft()
+
+
+@asynccontextmanager
+async def following(daemon: Daemon, session: str = "s", after: int = 0) -> AsyncIterator[Reader]:
+    """Follow a session from a message's number on; the connection's own memory is small, so that lag shows."""
+    with trio.socket.socket() as connection:
+        connection.setsockopt(SOL_SOCKET, SO_RCVBUF, 8192)
+        await connection.connect(("127.0.0.1", daemon.port))
+        stream = trio.SocketStream(connection)
+        path = f"/api/webchat/events?session_id={quote(session)}&after={after}"
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        yield Reader(stream)
 
 
 async def run(daemon: Daemon, *words: str) -> Any:

@@ -34,8 +34,9 @@ async def test_in_the_browser(tmp_path: Path) -> None:
         def wait_answer(part: str, count: int = 1) -> None:
             window.wait(lambda: sum(part in text for text in answers()) == count, f"{count} times {part!r}")
 
-        def card() -> list[Any]:
-            return [c for c in window.find("#running .card") if "sleep 60" in c.text]
+        def card() -> bool:
+            script = "return [...document.querySelectorAll('#running .card')].map(e => e.textContent)"
+            return any("sleep 60" in text for text in window.driver.execute_script(script))
 
         def talk_while_it_works() -> None:
             window.open(f"http://127.0.0.1:{daemon.port}/")
@@ -60,7 +61,8 @@ async def test_in_the_browser(tmp_path: Path) -> None:
 
         def cancel_a_worker() -> None:
             window.say("work for one minute")
-            window.wait(card, "the card")[0].find_element("css selector", ".cancel").click()
+            window.wait(card, "the card")
+            window.driver.execute_script("document.querySelector('#running .card .cancel').click()")
             window.wait(lambda: window.find("#finished .card.cancelled"), "kept among the finished")
             wait_answer("cancelled by a person")
             assert not card()
@@ -127,7 +129,9 @@ def mind(body: Any) -> Answer:
     if "remember" in said or "what is" in said:
         return Answer(uses=(Use("branch", {"description": said.splitlines()[-1]}), Use("skip", {"reason": "thinking"})))
     if "work" in said:
-        return Answer(text="Starting.", uses=(Use("spawn_worker", {"task": "sleep a while"}), Use("reply", {"content": "On it."})))
+        return Answer(
+            text="Starting.", uses=(Use("spawn_worker", {"task": "sleep a while"}), Use("reply", {"content": "On it."}))
+        )
     return reply("Hello!")
 
 

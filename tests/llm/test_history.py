@@ -162,3 +162,13 @@ def test_json_brings_back_the_same_messages(messages: list[ModelMessage]) -> Non
     assert from_json(text) == messages
     assert json.loads(text)
     assert to_json(from_json(text)) == text
+
+
+@given(before=MESSAGES, after=MESSAGES, ceiling=st.integers(10, 200))
+def test_what_is_asked_for_is_never_cut_away(
+    before: list[ModelMessage], after: list[ModelMessage], ceiling: int
+) -> None:
+    task = ModelMessage.user("do it")
+    kept = fit([*before, task, *after], ceiling=ceiling, task=task)
+    assert sum(message.text == "do it" for message in kept) >= 1
+    assert_sendable(repair(kept))
