@@ -23,6 +23,7 @@ from spacebot.api.control import control_commands, serve_control
 from spacebot.api.server import serve_api
 from spacebot.base.allocator import give_memory_back
 from spacebot.base.clock import Clock, monotonic_s
+from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import AgentId, new_uuid
 from spacebot.base.paths import InstancePaths
@@ -87,6 +88,8 @@ class RunningProgram:
     def reload_config(self) -> None:
         """Read the configuration again; a broken one is reported and changes nothing."""
         report = self.store.reload()
+        if not report.changed and report.error is None:
+            return
         for warning in report.warnings:
             log.warning("configuration", extra=kv(warning=warning))
         self.events.emit(EventKind.CONFIG_RELOADED, what="config", error=report.error)
@@ -246,4 +249,9 @@ async def _watch_files(program: RunningProgram, paths: InstancePaths) -> None:
         FileKind.PROMPT: prompts_changed,
     }
     async with open_watcher(paths, lambda: list(program.agents), callbacks):
+        program.reload_config()  # what was edited while the program started, which the watcher does not see
+        try:
+            await program.reload_prompts()
+        except ConfigError as error:
+            log.warning("prompts not reloaded", extra=kv(error=str(error)))
         await trio.sleep_forever()

@@ -18,7 +18,7 @@ IMPORTERS = {  # foreign library -> the only files that may import it
     "pyarrow": {"memory/vectors.py"},
     "onnxruntime": {"memory/embedding.py"},
     "tokenizers": {"memory/embedding.py"},
-    "sqlite3": {"storage/database.py", "conversations.py"},
+    "sqlite3": {"storage/database.py"},
     "jinja2": {"agent/prompts.py"},
     "watchfiles": {"config/store.py"},
     "hypercorn": {"api/server.py"},

@@ -9,7 +9,8 @@ from spacebot.base.clock import Clock
 from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId
 from spacebot.base.paths import package_file
 from spacebot.base.tree import NodeState, Outcome
-from spacebot.conversations import BranchRun, Conversations, LedgerState, TurnState, WorkerRun
+from spacebot.conversations.log import Conversations
+from spacebot.conversations.records import BranchRun, LedgerState, TurnState, WorkerRun
 from spacebot.messaging.messages import Attachment, OutboundKind, ReplyPreview
 from spacebot.storage.database import open_database
 from tests.fakes.opened import DIRECT, EPOCH, ROOM, text_from

@@ -26,7 +26,8 @@ from spacebot.base.telemetry import kv
 from spacebot.base.text import clean_unicode
 from spacebot.base.tree import Node, NodeKind, NodeState, Tree
 from spacebot.config.model import AgentConfig, LlmConfig
-from spacebot.conversations import Accepted, Conversations, Journalled
+from spacebot.conversations.log import Conversations
+from spacebot.conversations.records import Accepted, Journalled
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind, Usage
 from spacebot.llm.routing import model_names

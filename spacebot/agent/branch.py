@@ -12,7 +12,7 @@ from spacebot.agent.turn import bridged
 from spacebot.base.clock import format_local
 from spacebot.base.redaction import scrub
 from spacebot.base.tree import Node, NodeState, Outcome
-from spacebot.conversations import BranchRun
+from spacebot.conversations.records import BranchRun
 from spacebot.llm.messages import ModelMessage, ProcessKind, SystemBlock
 from spacebot.memory.types import Viewer
 from spacebot.tools.contract import Tool

@@ -32,7 +32,7 @@ from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
 from spacebot.base.text import cut_bytes
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
-from spacebot.conversations import BranchRun, Journalled, PendingResult, Standing, WorkerRun
+from spacebot.conversations.records import BranchRun, Journalled, PendingResult, Standing, WorkerRun
 from spacebot.llm.history import drop_oldest, estimate_tokens
 from spacebot.llm.messages import ModelMessage, ProcessKind
 from spacebot.memory.types import Provenance

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from spacebot.base.ids import MessageId
 from spacebot.config.model import CoalesceConfig
-from spacebot.conversations import Journalled, PendingResult
+from spacebot.conversations.records import Journalled, PendingResult
 
 RESULT_DEBOUNCE_S = 0.5  # finished work that ends together is told together; process spec 4.12
 RETRIGGERS_IN_A_ROW = 3  # breaks answer loops between a channel and its own workers; process spec 4.12

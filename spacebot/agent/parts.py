@@ -18,7 +18,7 @@ from spacebot.base.paths import AgentPaths
 from spacebot.base.text import cut_bytes
 from spacebot.base.tree import Tree
 from spacebot.config.model import AgentConfig
-from spacebot.conversations import Conversations
+from spacebot.conversations.log import Conversations
 from spacebot.llm.messages import Model, ProcessKind
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import Memory, Viewer

@@ -9,7 +9,7 @@ from datetime import tzinfo
 
 from spacebot.base.clock import format_local, from_text
 from spacebot.base.text import preview
-from spacebot.conversations import Journalled, LoggedMessage
+from spacebot.conversations.records import Journalled, LoggedMessage
 from spacebot.llm.messages import ModelMessage
 from spacebot.messaging.messages import InboundMessage, OutboundKind
 

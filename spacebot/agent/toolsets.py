@@ -8,7 +8,7 @@ from spacebot.agent.parts import AgentParts
 from spacebot.agent.transcripts import Transcripts
 from spacebot.base.events import EventKind
 from spacebot.base.tree import Node
-from spacebot.conversations import BranchRun
+from spacebot.conversations.records import BranchRun
 from spacebot.memory.types import Provenance
 from spacebot.tools.contract import Tool
 from spacebot.tools.delegation import ChannelHandle, SpawnWorker

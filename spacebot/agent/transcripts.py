@@ -8,7 +8,8 @@ from datetime import datetime
 
 from spacebot.base.clock import from_text, to_text
 from spacebot.base.ids import ConversationId
-from spacebot.conversations import ChannelRecord, Conversations
+from spacebot.conversations.log import Conversations
+from spacebot.conversations.records import ChannelRecord
 from spacebot.tools.memory import KnownChannel, TranscriptLine
 
 

@@ -22,7 +22,7 @@ from spacebot.base.ids import ConversationId, MessageId, TurnId
 from spacebot.base.redaction import scrub
 from spacebot.base.text import cut_bytes, preview
 from spacebot.base.tree import Node, NodeState, Outcome
-from spacebot.conversations import LoggedMessage, PendingResult, TurnState
+from spacebot.conversations.records import LoggedMessage, PendingResult, TurnState
 from spacebot.llm.messages import ArgumentsDelta, ModelMessage, ProcessKind, Restart, Role, StreamDelta, SystemBlock
 from spacebot.memory.types import Provenance
 from spacebot.messaging.messages import OutboundKind

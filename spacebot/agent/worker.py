@@ -23,7 +23,7 @@ from spacebot.base.errors import ModelError, StorageError, ToolError
 from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, NodeState, Outcome
-from spacebot.conversations import WorkerRun
+from spacebot.conversations.records import WorkerRun
 from spacebot.llm.history import from_json, to_json
 from spacebot.llm.messages import ModelMessage, ProcessKind, SystemBlock
 from spacebot.tools.contract import Tool

@@ -17,7 +17,7 @@ from spacebot.api.system import cancel_process
 from spacebot.base.errors import NotFoundError
 from spacebot.base.ids import ConversationId
 from spacebot.base.tree import NodeKind
-from spacebot.conversations import Fate
+from spacebot.conversations.records import Fate
 
 PAGE, MAX_PAGE = 20, 100
 

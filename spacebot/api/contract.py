@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from spacebot.base.ids import AgentId
-from spacebot.conversations import Accepted, Conversations
+from spacebot.conversations.log import Conversations
+from spacebot.conversations.records import Accepted
 from spacebot.messaging.messages import InboundMessage
 
 

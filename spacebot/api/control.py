@@ -32,7 +32,7 @@ from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import AgentId, MessageId
 from spacebot.base.tree import NodeKind, Tree
 from spacebot.config.store import ConfigStore, ReloadReport
-from spacebot.conversations import Fate, LedgerState
+from spacebot.conversations.records import Fate, LedgerState
 from spacebot.messaging.messages import Author, InboundMessage
 
 log = logging.getLogger(__name__)

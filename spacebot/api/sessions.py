@@ -21,7 +21,7 @@ from spacebot.base.clock import to_text
 from spacebot.base.events import EventBus, EventKind, ProcessEvent, Subscription
 from spacebot.base.ids import ConversationId, parse_conversation_id
 from spacebot.base.tree import NodeKind, NodeView, Tree
-from spacebot.conversations import LoggedMessage
+from spacebot.conversations.records import LoggedMessage
 
 PLATFORM = "webchat"
 PAGE = 200  # messages in one read of the log

@@ -35,7 +35,8 @@ from spacebot.api.streams import EventStream, Frame
 from spacebot.base.clock import Clock
 from spacebot.base.events import EventKind
 from spacebot.base.ids import ConversationId
-from spacebot.conversations import Accepted, Conversations, Fate, LedgerState, TurnState
+from spacebot.conversations.log import Conversations
+from spacebot.conversations.records import Accepted, Fate, LedgerState, TurnState
 from spacebot.messaging.messages import MAX_TEXT, Author, InboundMessage
 
 HISTORY, MAX_HISTORY = 100, 200  # messages; messaging spec 14.5

@@ -14,7 +14,7 @@ from spacebot.base.events import EventKind
 from spacebot.base.ids import MessageId, NodeId
 from spacebot.base.tree import NodeState
 from spacebot.config.model import CoalesceConfig
-from spacebot.conversations import Journalled, LedgerState, PendingResult
+from spacebot.conversations.records import Journalled, LedgerState, PendingResult
 from spacebot.messaging.messages import ReplyPreview
 from tests.fakes.opened import EPOCH, ROOM, open_test_agent, text_from
 from tests.fakes.scripted_model import Call, ScriptedModel

@@ -11,7 +11,7 @@ from spacebot.agent.pacing import RESULT_DEBOUNCE_S, RETRIGGERS_IN_A_ROW, RETRY_
 from spacebot.base.errors import ModelUnavailableError
 from spacebot.base.events import EventKind
 from spacebot.base.tree import NodeKind
-from spacebot.conversations import LedgerState
+from spacebot.conversations.records import LedgerState
 from spacebot.llm.messages import ModelRequest, ProcessKind, Role
 from tests.conftest import Logs
 from tests.fakes.opened import DIRECT, ROOM, Opened, open_test_agent

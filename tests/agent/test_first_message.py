@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from spacebot.base.errors import ModelUnavailableError, RefusedError
 from spacebot.base.events import EventKind
-from spacebot.conversations import LedgerState
+from spacebot.conversations.records import LedgerState
 from spacebot.llm.messages import ProcessKind, Role
 from spacebot.messaging.messages import MAX_TEXT
 from tests.conftest import Logs

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from spacebot.agent.guard import LIMITS, LoopGuard
 from spacebot.base.events import EventKind
-from spacebot.conversations import LedgerState
+from spacebot.conversations.records import LedgerState
 from spacebot.llm.messages import ProcessKind, ToolCall
 from tests.fakes.opened import open_test_agent
 from tests.fakes.scripted_model import Call, Calls, Say, ScriptedModel

@@ -11,7 +11,8 @@ from spacebot.agent.pacing import RESULT_DEBOUNCE_S, RETRY_S
 from spacebot.base.errors import ModelUnavailableError, StorageError
 from spacebot.base.events import EventKind
 from spacebot.base.tree import NodeKind
-from spacebot.conversations import MAX_ATTEMPTS, LedgerState
+from spacebot.conversations.records import LedgerState
+from spacebot.conversations.recovery import MAX_ATTEMPTS
 from spacebot.llm.messages import ProcessKind
 from tests.conftest import Logs
 from tests.fakes.opened import DIRECT, ROOM, Opened, freeze_copy, open_test_agent

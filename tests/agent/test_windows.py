@@ -9,7 +9,7 @@ from spacebot.agent.engine import OVERFLOW_RETRIES
 from spacebot.agent.pacing import RESULT_DEBOUNCE_S
 from spacebot.base.errors import ContextOverflowError
 from spacebot.base.events import EventKind
-from spacebot.conversations import LedgerState
+from spacebot.conversations.records import LedgerState
 from spacebot.llm.history import estimate_tokens
 from spacebot.llm.messages import ModelRequest, ProcessKind
 from tests.conftest import Logs

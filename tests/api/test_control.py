@@ -18,7 +18,7 @@ from spacebot.base.control_address import control_address
 from spacebot.base.errors import ConfigError
 from spacebot.base.tree import NodeKind
 from spacebot.config.store import ConfigStore
-from spacebot.conversations import Accepted, TurnState
+from spacebot.conversations.records import Accepted, TurnState
 from spacebot.messaging.messages import InboundMessage, OutboundKind
 from tests.fakes.fake_program import FakeAgent, FakeProgram, open_fake_program
 

@@ -17,7 +17,7 @@ from spacebot.api.sessions import conversation_of
 from spacebot.base.events import EventKind
 from spacebot.base.tree import Node
 from spacebot.config.model import ApiConfig
-from spacebot.conversations import Accepted
+from spacebot.conversations.records import Accepted
 from spacebot.messaging.messages import InboundMessage
 from tests.fakes.fake_program import FakeProgram, open_fake_program
 

@@ -18,7 +18,7 @@ from spacebot.base.errors import ConfigError
 from spacebot.base.events import BUFFER, EventKind
 from spacebot.base.tree import Node, NodeKind, NodeState
 from spacebot.config.model import ApiConfig
-from spacebot.conversations import Accepted
+from spacebot.conversations.records import Accepted
 from tests.api.serving import CONVERSATION, SESSION, UNREAD, Reader, open_server
 from tests.conftest import Logs
 from tests.fakes.fake_program import open_fake_program

@@ -6,7 +6,7 @@ from spacebot.api.sessions import SessionEvent, SessionStream, conversation_of, 
 from spacebot.base.clock import Clock
 from spacebot.base.events import BUFFER, EventKind
 from spacebot.base.tree import NodeKind
-from spacebot.conversations import Accepted
+from spacebot.conversations.records import Accepted
 from spacebot.messaging.messages import Author, InboundMessage, OutboundKind
 from tests.fakes.fake_program import FakeAgent, open_fake_program
 

@@ -9,7 +9,7 @@ import trio
 from spacebot.api.requests import MAX_BODY
 from spacebot.api.sessions import conversation_of
 from spacebot.base.events import EventKind
-from spacebot.conversations import Accepted, TurnState
+from spacebot.conversations.records import Accepted, TurnState
 from spacebot.messaging.messages import MAX_TEXT, InboundMessage, OutboundKind
 from tests.api.serving import CONVERSATION, SESSION, UNREAD, Reader, Served, logged, open_server
 

@@ -31,7 +31,7 @@ def load_app() -> Any:
     from spacebot.base.paths import InstancePaths
     from spacebot.base.tree import NodeKind
     from spacebot.config.store import ConfigStore
-    from spacebot.conversations import Accepted
+    from spacebot.conversations.records import Accepted
     from tests.fakes.fake_program import FakeProgram, open_fake_program
 
     @dataclass

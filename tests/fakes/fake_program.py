@@ -13,7 +13,8 @@ from spacebot.base.events import EventBus, EventKind, ProcessEvent
 from spacebot.base.ids import AgentId, ConversationId, MessageId, TurnId, new_uuid
 from spacebot.base.paths import package_file
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome, Tree
-from spacebot.conversations import Accepted, Conversations, LoggedMessage, TurnState
+from spacebot.conversations.log import Conversations
+from spacebot.conversations.records import Accepted, LoggedMessage, TurnState
 from spacebot.messaging.messages import InboundMessage, OutboundKind
 from spacebot.storage.database import open_database
 

@@ -29,7 +29,7 @@ from spacebot.base.ids import ConversationId
 from spacebot.base.paths import InstancePaths
 from spacebot.base.tree import Node, NodeKind, Tree
 from spacebot.config.model import AgentConfig, ApiType, LlmConfig, ProviderConfig
-from spacebot.conversations import Accepted, Fate
+from spacebot.conversations.records import Accepted, Fate
 from spacebot.messaging.messages import Author, InboundMessage
 from spacebot.tools.sandbox import Backend
 from tests.fakes.fake_embedder import FakeEmbedder

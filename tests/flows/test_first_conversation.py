@@ -107,6 +107,7 @@ async def test_on_the_command_line(tmp_path: Path) -> None:
         (worker,) = re.findall(r"^.*worker.*sleep 60.*$", (await run(daemon, "top", "--once")).stdout, re.MULTILINE)
         worker_id = re.findall(r"[0-9a-f]{6,}", worker)[0]
         assert (await run(daemon, "top", "--cancel", worker_id)).returncode == 0
+        assert "Hello" in await chat("hello"), "an end that is told in the same turn takes no question's place"
         await person.wait_for_text("cancelled from the command line", session="terminal")
         assert "Noted" in await chat(COLOUR)
         assert "sleep 60" not in (await run(daemon, "top", "--once")).stdout

@@ -1,0 +1,157 @@
+"""What the log holds, as frozen values.
+
+Floor: conversations
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId
+from spacebot.base.tree import NodeState
+from spacebot.messaging.messages import InboundMessage
+
+
+class LedgerState(StrEnum):
+    """What became of an inbound message."""
+
+    ACCEPTED = "accepted"
+    IN_TURN = "in_turn"
+    ANSWERED = "answered"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    OBSERVED = "observed"
+
+
+class TurnState(StrEnum):
+    """How a turn stands."""
+
+    RUNNING = "running"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """Receipt of an inbound message. `is_new` is False when the same one was accepted before."""
+
+    message_id: MessageId
+    seq: int
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journalled:
+    """An inbound message that is on disk."""
+
+    id: MessageId
+    seq: int
+    message: InboundMessage
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedMessage:
+    """A row of the log; `seq` counts per channel from 1 without gaps."""
+
+    id: MessageId
+    channel_id: ConversationId
+    seq: int
+    role: str
+    sender_id: str | None
+    sender_name: str | None
+    content: str
+    kind: str
+    reply_to: MessageId | None
+    turn_id: TurnId | None
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelRecord:
+    """A known conversation."""
+
+    id: ConversationId
+    platform: str
+    display_name: str | None
+    is_direct: bool
+    created_at: str
+    last_activity_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What decides who may see what was said: the kind of conversation and the person."""
+
+    is_direct: bool
+    user_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingResult:
+    """A result of a branch or worker that nobody was told yet."""
+
+    id: str
+    process_kind: str
+    process_id: NodeId
+    description: str
+    text: str
+    state: NodeState
+    reply_to: MessageId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchRun:
+    """A branch as its row has it."""
+
+    id: NodeId
+    channel_id: ConversationId
+    description: str
+    turn_id: TurnId | None
+    reply_to: MessageId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRun:
+    """A worker as its row has it; `transcript` is the JSON text of its model messages."""
+
+    id: NodeId
+    channel_id: ConversationId
+    task: str
+    task_type: str | None
+    is_interactive: bool
+    turn_id: TurnId | None
+    reply_to: MessageId | None
+    origin: NodeId | None = None
+    state: NodeState = NodeState.RUNNING
+    transcript: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What the last life of the program left open."""
+
+    messages: tuple[Journalled, ...]
+    branches: tuple[BranchRun, ...]  # to be run again
+    workers: tuple[WorkerRun, ...]  # to be taken up again from their transcript
+    channels_with_results: tuple[ConversationId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """The ledger's word on one inbound message, with what belongs to it."""
+
+    message: LoggedMessage
+    state: LedgerState
+    reason: str | None
+    attempts: int
+    turn_id: TurnId | None
+    turn_state: str | None
+    turn_detail: str | None
+    coalesced_with: tuple[MessageId, ...]
+    replies: tuple[LoggedMessage, ...]
+    is_pending: bool  # its turn put the answer off: something that it started still runs, or waits to be told
+    runs: tuple[Mapping[str, Any], ...]
