@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from spacebot.base.clock import Clock
-from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId
+from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId, new_uuid
 from spacebot.base.paths import package_file
 from spacebot.base.tree import NodeState, Outcome
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import BranchRun, LedgerState, TurnState, WorkerRun
+from spacebot.conversations.recovery import MAX_ATTEMPTS
 from spacebot.messaging.messages import Attachment, OutboundKind, ReplyPreview
 from spacebot.storage.database import open_database
 from tests.fakes.opened import DIRECT, EPOCH, ROOM, text_from
@@ -197,3 +198,26 @@ async def test_the_writer_of_a_message_is_known_whoever_spoke_since(log: Convers
 
 async def test_an_unknown_message_has_no_fate(log: Conversations) -> None:
     assert await log.fate("nobody") is None
+
+
+async def test_a_branch_that_dies_with_the_program_too_often_is_given_up(tmp_path: Path) -> None:
+    """It may be what kills the program; its channel is told, so that nobody waits for it."""
+    path = tmp_path / "log.db"
+    run = BranchRun(
+        id=NodeId(new_uuid()), channel_id=ConversationId("room:1"), description="think", turn_id=None, reply_to=None
+    )
+    async with open_database(path, package_file("storage", "sql")) as database:
+        log = Conversations(database, Clock())
+        await log.accept(text_from("ann", "hi", conversation="room:1"))
+        await log.start_branch(run)
+    for _ in range(MAX_ATTEMPTS - 1):
+        async with open_database(path, package_file("storage", "sql")) as database:
+            log = Conversations(database, Clock())
+            assert [branch.id for branch in (await log.recover()).branches] == [run.id]
+            await log.start_branch(run)
+    async with open_database(path, package_file("storage", "sql")) as database:
+        log = Conversations(database, Clock())
+        recovery = await log.recover()
+        results = await log.pending_results(run.channel_id)
+    assert recovery.branches == ()
+    assert [(result.process_id, result.state) for result in results] == [(run.id, NodeState.FAILED)]

@@ -20,7 +20,13 @@ from spacebot.tools.delegation import SpawnWorker
 
 
 async def run_branch(
-    parts: AgentParts, node: Node, run: BranchRun, *, fork: Sequence[ModelMessage], tools: Sequence[Tool], viewer: Viewer
+    parts: AgentParts,
+    node: Node,
+    run: BranchRun,
+    *,
+    fork: Sequence[ModelMessage],
+    tools: Sequence[Tool],
+    viewer: Viewer,
 ) -> Outcome:
     """Think until there is a conclusion.
 

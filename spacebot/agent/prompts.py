@@ -154,7 +154,9 @@ def _read(folders: Sequence[Path], identity_folder: Path) -> _Set:
         except (TemplateError, TypeError, ValueError) as error:
             line = getattr(error, "lineno", None)
             where = f", line {line}" if line else ""
-            raise ConfigError(f"prompt {name + '.md'!r}{where} is broken: {error}; mend it or remove the file") from error
+            raise ConfigError(
+                f"prompt {name + '.md'!r}{where} is broken: {error}; mend it or remove the file"
+            ) from error
     digest = hashlib.sha256(repr((sorted(sources.items()), sorted(identity.items()))).encode()).hexdigest()
     return _Set(sources, templates, variables, identity, digest)
 

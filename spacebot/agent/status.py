@@ -81,7 +81,11 @@ class StatusBlock:
                 for node in self.live(NodeKind.WORKER)
             ],
             "branches": [
-                {"id": node.id, "description": preview(node.description, 200), "started": f"{node.started_at:%H:%M:%S} UTC"}
+                {
+                    "id": node.id,
+                    "description": preview(node.description, 200),
+                    "started": f"{node.started_at:%H:%M:%S} UTC",
+                }
                 for node in self.live(NodeKind.BRANCH)
             ],
             "completed": [

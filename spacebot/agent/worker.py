@@ -198,17 +198,15 @@ class Worker:
         for segment in range(SEGMENTS):
             if prompt is not None:
                 self._messages.append(ModelMessage.user(prompt))
+                await self._checkpoint()  # from here on a restart knows that it was asked
             result = await self._run_engine(engine)
             if self._outcome is not None:
                 account = f"{earlier}{scrub(self._outcome.text)}"
                 late = None if self._run.is_interactive else self._injected()
                 if late is None:
                     return Outcome(self._outcome.state, account)
-                self._outcome, earlier, prompt = (
-                    None,
-                    f"{account}\n\n",
-                    late,
-                )  # it came while the end was being reported
+                # It came while the end was being reported.
+                self._outcome, earlier, prompt = None, f"{account}\n\n", late
                 continue
             nudges = 1 if result.calls else nudges + 1
             if result.ending is Ending.BUDGET:

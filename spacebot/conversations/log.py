@@ -185,7 +185,8 @@ class Conversations:
         def write(c: Connection) -> None:
             c.execute(
                 "INSERT INTO branch_runs (id, channel_id, turn_id, reply_to, description, state, started_at) "
-                "VALUES (?, ?, ?, ?, ?, 'running', ?) ON CONFLICT (id) DO UPDATE SET state = 'running'",
+                "VALUES (?, ?, ?, ?, ?, 'running', ?) ON CONFLICT (id) DO UPDATE SET state = 'running', "
+                "attempts = attempts + (branch_runs.state = 'running')",  # a stop in good order does not count
                 (run.id, run.channel_id, run.turn_id, run.reply_to, run.description, self._clock.text()),
             )
 

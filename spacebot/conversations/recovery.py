@@ -39,16 +39,24 @@ def recover_open_work(c: Connection, now: str) -> Recovery:
             "WHERE l.state = 'accepted' ORDER BY m.channel_id, m.seq"
         )
     )
-    branches = tuple(
-        BranchRun(
+    branches: list[BranchRun] = []
+    for row in c.execute("SELECT * FROM branch_runs WHERE completed_at IS NULL ORDER BY started_at").fetchall():
+        branch = BranchRun(
             id=NodeId(row["id"]),
             channel_id=ConversationId(row["channel_id"]),
             description=row["description"],
             turn_id=row["turn_id"],
             reply_to=row["reply_to"],
         )
-        for row in c.execute("SELECT * FROM branch_runs WHERE completed_at IS NULL ORDER BY started_at")
-    )
+        if row["attempts"] < MAX_ATTEMPTS:
+            branches.append(branch)
+            continue
+        outcome = Outcome(NodeState.FAILED, f"given up: the program stopped {MAX_ATTEMPTS} times while it ran")
+        c.execute(
+            "UPDATE branch_runs SET state = 'failed', conclusion = ?, completed_at = ? WHERE id = ?",
+            (outcome.text, now, branch.id),
+        )
+        insert_result(c, "branch", branch.id, branch.channel_id, branch.description, outcome, branch.reply_to, now)
     resumed: list[WorkerRun] = []
     for row in c.execute("SELECT * FROM worker_runs WHERE completed_at IS NULL ORDER BY started_at").fetchall():
         run = WorkerRun(
@@ -77,7 +85,7 @@ def recover_open_work(c: Connection, now: str) -> Recovery:
         ConversationId(row[0])
         for row in c.execute("SELECT DISTINCT channel_id FROM pending_results WHERE relayed_at IS NULL")
     )
-    return Recovery(messages=messages, branches=branches, workers=tuple(resumed), channels_with_results=waiting)
+    return Recovery(messages=messages, branches=tuple(branches), workers=tuple(resumed), channels_with_results=waiting)
 
 
 def _drop_children_of_dead_turns(c: Connection, now: str) -> None:

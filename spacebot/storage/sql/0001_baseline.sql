@@ -66,6 +66,7 @@ CREATE TABLE branch_runs (
     state        TEXT NOT NULL,
     conclusion   TEXT,
     tool_calls   INTEGER NOT NULL DEFAULT 0,
+    attempts     INTEGER NOT NULL DEFAULT 1,    -- lives of the program that it was started in
     started_at   TEXT NOT NULL,
     completed_at TEXT
 );
