@@ -1,0 +1,311 @@
+"""The branches and workers of one channel: started, routed to, cancelled, and their ends committed.
+
+They belong to the channel, whoever asked for them. Each is registered and has its row before its code
+runs; its end is committed, together with the result that people have to be told, before anybody hears of it.
+
+Flow:   spawn -> node + row -> supervised task -> settle -> row + pending result -> channel
+Floor:  agent
+Source: process spec 6, 7 and 22.2
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+
+import trio
+
+from spacebot.agent.branch import run_branch
+from spacebot.agent.pacing import RETRY_S
+from spacebot.agent.parts import AgentParts
+from spacebot.agent.status import StatusBlock
+from spacebot.agent.toolsets import branch_tools, worker_tools
+from spacebot.agent.turn import Turn
+from spacebot.agent.worker import Worker
+from spacebot.base.errors import RefusedError, StorageError, ToolError
+from spacebot.base.events import EventKind
+from spacebot.base.ids import ConversationId, NodeId
+from spacebot.base.redaction import scrub
+from spacebot.base.telemetry import kv
+from spacebot.base.text import cut_bytes
+from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
+from spacebot.conversations.records import BranchRun, PendingResult, WorkerRun
+from spacebot.llm.messages import ModelMessage
+from spacebot.memory.types import Provenance
+
+log = logging.getLogger(__name__)
+
+EVENT_BYTES = 4000  # of a result in an event
+
+
+class Delegates:
+    """What one channel has set to work; fills the seam `ChannelHandle` of the delegation tools."""
+
+    def __init__(
+        self,
+        parts: AgentParts,
+        node: Node,
+        channel_id: ConversationId,
+        *,
+        status: StatusBlock,
+        fork: Callable[[], list[ModelMessage]],
+        turn: Callable[[], Turn | None],
+        ended: Callable[[PendingResult | None], None],
+    ) -> None:
+        """Take what is needed of the channel.
+
+        Args:
+            node: the channel's own; branches and workers become its children.
+            fork: gives the conversation as it stands.
+            turn: gives the running turn, which is what asks.
+            ended: told of each end, with the result when people have to be told.
+        """
+        self._parts = parts
+        self._node = node
+        self._channel_id = channel_id
+        self._status = status
+        self._fork = fork
+        self._turn = turn
+        self._ended = ended
+        self._workers: dict[str, Worker] = {}
+        self._branches: dict[str, BranchRun] = {}
+        self._spawning: set[str] = set()
+        self._uncommitted = 0  # ends of processes that the disk refused
+        self._quiet: set[str] = set()  # processes whose end nobody has to be told
+        self._nursery: trio.Nursery | None = None
+        self._started = trio.Event()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is just being started, or its end still has to be written."""
+        return bool(self._spawning or self._uncommitted)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be the parent of all branches and workers until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._started.set()
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def spawn_branch(self, description: str) -> str:
+        """Start a branch; returns its id once its row is on disk."""
+        turn = self._turn()
+        run = BranchRun(
+            id=NodeId(""), channel_id=self._channel_id, description=description,
+            turn_id=turn.id if turn else None, reply_to=turn.reply_to if turn else None,
+        )  # fmt: skip
+        return await self.start_branch(run)
+
+    async def start_branch(self, run: BranchRun) -> str:
+        """Start a branch, or run one again whose row has an id already."""
+        await self._started.wait()
+        assert self._nursery is not None
+        node = self._parts.tree.add(
+            NodeKind.BRANCH,
+            run.description,
+            parent=self._node,
+            node_id=run.id or None,
+            limit=None if run.id else self._parts.settings().max_concurrent_branches,
+        )
+        run = replace(run, id=node.id)
+        try:
+            await self._parts.conversations.start_branch(run)
+        except BaseException:
+            self._parts.tree.remove(node)
+            raise
+        self._branches[node.id] = run
+        self._emit(EventKind.BRANCH_STARTED, branch_id=node.id, description=run.description)
+        self._nursery.start_soon(self._run_branch, node, run, self._fork())
+        return node.id
+
+    async def _run_branch(self, node: Node, run: BranchRun, fork: Sequence[ModelMessage]) -> None:
+        async def settle(outcome: Outcome) -> None:
+            outcome = replace(outcome, text=scrub(outcome.text))
+            self._branches.pop(node.id, None)
+            tell = outcome.state is not NodeState.INTERRUPTED and node.id not in self._quiet
+            await self._commit_end(finish, node, outcome, tell)
+
+        async def finish(outcome: Outcome, tell: bool) -> None:
+            result = await self._parts.conversations.finish_branch(run, outcome, tool_calls=node.tool_calls, tell=tell)
+            self._note_end(node, outcome, result)
+            self._emit(
+                EventKind.BRANCH_COMPLETED,
+                branch_id=node.id,
+                conclusion=cut_bytes(outcome.text, EVENT_BYTES),
+                state=str(outcome.state),
+            )
+
+        async def think() -> Outcome:
+            standing = await self._parts.conversations.standing(self._channel_id, run.reply_to)
+            provenance = Provenance(
+                channel_id=self._channel_id,
+                user_id=standing.user_id,
+                message_id=run.reply_to,
+                is_direct=standing.is_direct,
+            )
+            tools = branch_tools(self._parts, self, node, run, provenance)
+            return await run_branch(self._parts, node, run, fork=fork, tools=tools, viewer=provenance.viewer)
+
+        await self._parts.tree.supervise(node, think, settle=settle)
+
+    async def _commit_end(
+        self, finish: Callable[[Outcome, bool], Awaitable[None]], node: Node, outcome: Outcome, tell: bool
+    ) -> None:
+        """Commit the end of a process; one that the disk refuses is kept and tried again."""
+        try:
+            await finish(outcome, tell)
+        except StorageError as error:
+            log.error("end of process not written, it is tried again", extra=kv(id=node.id, error=str(error)))
+            assert self._nursery is not None
+            self._uncommitted += 1
+            self._nursery.start_soon(self._commit_later, finish, outcome, tell)
+
+    async def _commit_later(
+        self, finish: Callable[[Outcome, bool], Awaitable[None]], outcome: Outcome, tell: bool
+    ) -> None:
+        while True:
+            await trio.sleep(RETRY_S)
+            try:
+                await finish(outcome, tell)
+            except StorageError:
+                continue
+            self._uncommitted -= 1
+            return
+
+    async def spawn_worker(
+        self, task: str, *, is_interactive: bool, task_type: str | None, origin: Node | None = None
+    ) -> str:
+        """Start a worker; returns its id once its row is on disk.
+
+        Errors: LimitReachedError; RefusedError when the same task runs already (P55).
+        """
+        key = " ".join(task.split()).casefold()
+        twin = next(
+            (n for n in self._status.live(NodeKind.WORKER) if " ".join(n.description.split()).casefold() == key), None
+        )
+        if twin is not None or key in self._spawning:
+            raise RefusedError(
+                f"a worker does exactly this already ({twin.id if twin else 'just starting'}); "
+                "wait for its result, or use route to add to it"
+            )
+        self._spawning.add(key)
+        try:
+            cause = self._branches.get(origin.id) if origin else None
+            turn = self._turn()
+            run = WorkerRun(
+                id=NodeId(""), channel_id=self._channel_id,
+                task=task, task_type=task_type, is_interactive=is_interactive,
+                turn_id=cause.turn_id if cause else turn.id if turn else None,
+                reply_to=cause.reply_to if cause else turn.reply_to if turn else None,
+                origin=origin.id if origin else None,
+            )  # fmt: skip
+            return await self.start_worker(run)
+        finally:
+            self._spawning.discard(key)
+
+    async def start_worker(self, run: WorkerRun) -> str:
+        """Start a worker, or take one up again whose row has an id already."""
+        await self._started.wait()
+        assert self._nursery is not None
+        settings = self._parts.settings()
+        node = self._parts.tree.add(
+            NodeKind.WORKER,
+            run.task,
+            parent=self._node,
+            node_id=run.id or None,
+            limit=None if run.id else settings.max_concurrent_workers,  # what ran before the restart had its place
+        )
+        try:
+            self._parts.containment.backend = await self._parts.probe()
+            if not run.id:
+                run = replace(run, id=node.id)
+                await self._parts.conversations.start_worker(run)
+            fork = self._fork() if settings.worker.context == "fork" and not run.transcript else ()
+            worker = Worker(
+                self._parts,
+                node,
+                run,
+                tools=worker_tools(self._parts, node),
+                fork=fork,
+                publish=lambda outcome: self._publish(run, outcome),
+                changed=self._worker_changed,
+            )
+        except BaseException:
+            self._parts.tree.remove(node)
+            raise
+        self._workers[node.id] = worker
+        self._emit(EventKind.WORKER_STARTED, worker_id=node.id, task=cut_bytes(run.task, EVENT_BYTES))
+        self._nursery.start_soon(self._run_worker, worker)
+        return node.id
+
+    async def _run_worker(self, worker: Worker) -> None:
+        node, run = worker.node, worker.run_row
+
+        async def settle(outcome: Outcome) -> None:
+            outcome = replace(outcome, text=scrub(outcome.text))
+            self._workers.pop(node.id, None)
+            is_stop = outcome.state is NodeState.INTERRUPTED
+            if is_stop and worker.is_waiting:
+                return  # its row says "waiting"; the next start finds it so
+            if is_stop:
+                worker.keep_unread()
+            retired = run.is_interactive and outcome.state is NodeState.DONE
+            tell = not (is_stop or retired or node.id in self._quiet)
+            await self._commit_end(finish, node, outcome, tell)
+
+        async def finish(outcome: Outcome, tell: bool) -> None:
+            result = await self._parts.conversations.finish_worker(
+                run,
+                outcome,
+                status=node.status,
+                transcript=worker.transcript,
+                tool_calls=node.tool_calls,
+                tell=tell,
+            )
+            self._note_end(node, outcome, result)
+            self._emit(
+                EventKind.WORKER_COMPLETED,
+                worker_id=node.id,
+                result=cut_bytes(outcome.text, EVENT_BYTES),
+                state=str(outcome.state),
+            )
+
+        await self._parts.tree.supervise(node, worker.run, settle=settle)
+
+    async def _publish(self, run: WorkerRun, outcome: Outcome) -> None:
+        """Commit a finished piece of work of a worker that lives on."""
+        result = await self._parts.conversations.add_result(run, replace(outcome, text=scrub(outcome.text)))
+        self._ended(result)
+        self._emit(EventKind.WORKER_IDLE, worker_id=run.id, result=cut_bytes(result.text, EVENT_BYTES))
+
+    def _worker_changed(self, worker: Worker) -> None:
+        self._emit(
+            EventKind.WORKER_STATUS, worker_id=worker.node.id, status=worker.node.status, state=str(worker.node.state)
+        )
+
+    def _note_end(self, node: Node, outcome: Outcome, result: PendingResult | None) -> None:
+        self._quiet.discard(node.id)
+        self._status.complete(node, outcome, self._parts.clock.now(), relayed=result is None)
+        self._ended(result)
+
+    async def route(self, worker_id: str, message: str) -> str:
+        """Hand a message to a live worker. Errors: ToolError."""
+        worker = self._workers.get(worker_id)
+        if worker is None:
+            live = ", ".join(self._workers) or "none"
+            raise ToolError(
+                f"no live worker has the id {worker_id!r}; live workers: {live}. Start one with spawn_worker"
+            )
+        return worker.route(message)
+
+    def cancel(self, process_type: str, process_id: str, reason: str) -> bool:
+        """End a live process of this channel on the wish of its own model, which needs no telling."""
+        node = self._parts.tree.get(process_id)
+        if node is None or node.parent is not self._node or str(node.kind) != process_type:
+            return False
+        self._quiet.add(node.id)
+        node.cancel(reason)
+        return True
+
+    def _emit(self, kind: EventKind, /, **fields: str | int | bool | None) -> None:
+        self._parts.events.emit(kind, agent_id=self._parts.id, channel_id=self._channel_id, **fields)
