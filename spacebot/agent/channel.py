@@ -233,15 +233,17 @@ class Channel:
         if not turn.has_begun:  # the journal still has its messages as waiting
             self._pacing.give_back(work, monotonic_s())
             return
+        is_lost = turn.is_unwritten  # its answer could not be kept: the question is taken again
         try:
-            if stopped or turn.has_replied:
+            if stopped or turn.has_replied or is_lost:
                 await turn.interrupt()
             else:
                 await turn.fail(outcome)
         except StorageError as error:
             log.error("turn not closed", extra=kv(channel=self.id, error=str(error)))
-            if not turn.has_replied:  # what was said is on disk, and nobody is answered twice
-                self._pacing.give_back(work, monotonic_s())
+            is_lost = True
+        if is_lost and not turn.has_replied:  # what was said is on disk, and nobody is answered twice
+            self._pacing.give_back(work, monotonic_s())
 
     def _trim(self) -> None:
         """Keep live history below its share of the window; the log has all of it."""

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from spacebot.agent.guard import LoopGuard
-from spacebot.base.errors import ContextOverflowError, SpacebotError, ToolError
+from spacebot.base.errors import ContextOverflowError, SpacebotError, StorageError, ToolError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.redaction import scrub
 from spacebot.base.text import clean_unicode
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 OVERFLOW_RETRIES = 2  # process spec 18
 OVERFLOW_DROP = 0.75  # share of the history that goes when the provider says it is too long
+COMMITS = frozenset({"reply", "react"})  # nothing goes on when these cannot be written down
 LAST = frozenset({"reply", "skip"})  # run after all other calls of their step
 
 
@@ -191,6 +192,10 @@ class Engine:
             return await tool.call(parse_arguments(tool, call), self.node)
         except ToolError as error:
             return ToolOutput(str(error), is_error=True)
+        except StorageError as error:
+            if call.name in COMMITS:  # what is said cannot be kept: the turn is taken again later
+                raise
+            return ToolOutput(scrub(str(error)), is_error=True)
         except SpacebotError as error:
             return ToolOutput(scrub(str(error)), is_error=True)
         except Exception as error:  # boundary: tool call

@@ -150,7 +150,7 @@ def _read(folders: Sequence[Path], identity_folder: Path) -> _Set:
         try:
             variables[name] = frozenset(meta.find_undeclared_variables(environment.parse(source)))
             templates[name] = environment.get_template(name)
-            templates[name].render()
+            templates[name].render(**identity)
         except (TemplateError, TypeError, ValueError) as error:
             line = getattr(error, "lineno", None)
             where = f", line {line}" if line else ""

@@ -16,7 +16,7 @@ from spacebot.agent.render import place_of, render_batch
 from spacebot.agent.status import StatusBlock
 from spacebot.agent.streaming import ReplyReader
 from spacebot.base.clock import format_local, monotonic_s
-from spacebot.base.errors import ModelError, ToolError
+from spacebot.base.errors import ModelError, StorageError, ToolError
 from spacebot.base.events import EventKind
 from spacebot.base.ids import ConversationId, MessageId, TurnId
 from spacebot.base.redaction import scrub
@@ -33,7 +33,7 @@ from spacebot.tools.delegation import Branch, Cancel, ChannelHandle, Route, Spaw
 log = logging.getLogger(__name__)
 
 RETRIGGER_BUDGET = 3  # model calls of a turn that finished work caused; process spec 4.12
-CORRECTIONS = 2  # times that a written-out tool call is sent back
+CORRECTIONS = 2  # times that a written-out tool call, or silence in a direct chat, is sent back
 DELTA_S = 0.04  # pause between two pictures of a growing reply; faster is not readable
 RESULT_BYTES = 6000  # of one result in the prompt; a longer one is in the log and can be asked for
 NOTE_BYTES = 500  # of one result in the history afterwards
@@ -90,6 +90,7 @@ class Turn:
         self.id = TurnId(node.id)
         self.prompt: ModelMessage | None = None  # what this turn asks; branches see it
         self.has_begun = False  # its row is on disk
+        self.is_unwritten = False  # what it wanted to say could not be written down
         self.end: TurnEnd | None = None
 
     @property
@@ -107,7 +108,11 @@ class Turn:
         )
         self.has_begun = True
         self._emit(EventKind.TYPING_STATE, is_typing=True)
-        state, detail, notice = await self._talk()
+        try:
+            state, detail, notice = await self._talk()
+        except StorageError:
+            self.is_unwritten = True
+            raise
         return await self._close(state, detail, notice)
 
     async def _talk(self) -> tuple[TurnState, str | None, str | None]:
@@ -135,6 +140,8 @@ class Turn:
         if result.ending is Ending.BUDGET:
             reason = f"no answer within {self._parts.settings().max_turns} model calls"
             return TurnState.FAILED, reason, f"Sorry, I could not finish that: {reason}."
+        if self._owes_answer(result):
+            return TurnState.FAILED, "the model gave no answer", "Sorry, the model gave no answer. Please ask again."
         return TurnState.SKIPPED, "the model had nothing to say", None
 
     async def _run_engine(self) -> EngineResult:
@@ -157,11 +164,25 @@ class Turn:
         messages = bridged(self._history, self.prompt, parts.prompts.render("fragments/bridge"))
         result = await engine.run(messages, budget=budget, on_delta=self._on_delta, on_step=self._next_step)
         for _ in range(CORRECTIONS):
-            if result.ending is not Ending.TEXT or self._replies or not is_tool_syntax(result.text):
+            fragment = self._correction(result)
+            if fragment is None:
                 break
-            messages.append(ModelMessage.user(parts.prompts.render("fragments/tool_syntax")))
+            messages.append(ModelMessage.user(parts.prompts.render(fragment)))
             result = await engine.run(messages, budget=2, on_delta=self._on_delta, on_step=self._next_step)
         return result
+
+    def _correction(self, result: EngineResult) -> str | None:
+        """The prompt that sends an ending back; None when it may stand."""
+        if result.ending is not Ending.TEXT or self._replies:
+            return None
+        if is_tool_syntax(result.text):
+            return "fragments/tool_syntax"
+        return "fragments/no_answer" if self._owes_answer(result) else None
+
+    def _owes_answer(self, result: EngineResult) -> bool:
+        """Whether somebody in a direct chat would wait for nothing: no word, and nothing set to work."""
+        is_mute = not result.text and not result.calls and self._skipped is None
+        return is_mute and self._provenance.is_direct and not self._work.is_retrigger
 
     def _tools(self) -> dict[str, Tool]:
         tools: list[Tool] = [

@@ -123,9 +123,7 @@ def build_app(
 ) -> ASGIApp:
     """Put the routes together; the first that fits answers."""
     tickets = Tickets()
-    api = Api(
-        program=program, events=events, tree=tree, streams=streams, run_id=run_id, started_at=monotonic_s()
-    )
+    api = Api(program=program, events=events, tree=tree, streams=streams, run_id=run_id, started_at=monotonic_s())
     pages = PageRoutes(program, read_files(package_file("api", "static")))
     return Starlette(
         routes=[

@@ -112,7 +112,7 @@ class ModelMessage:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as a model sees it. Specs are made once and kept, so that dialects may cache their wire form by identity."""
+    """A tool as a model sees it. Specs are made once and kept: dialects cache their wire form by identity."""
 
     name: str
     description: str

@@ -119,13 +119,30 @@ async def test_a_turn_that_only_calls_tools_ends_with_a_notice(clock: MockClock,
 
 
 @pytest.mark.spec("P51")
-async def test_an_empty_answer_is_no_error(clock: MockClock, tmp_path: Path) -> None:
-    async with open_test_agent(tmp_path, ScriptedModel(Say(""), Call("reply", content="yes"))) as opened:
-        accepted = await opened.say("Ann", "hm")
+async def test_an_empty_answer_in_a_room_is_silence(clock: MockClock, tmp_path: Path) -> None:
+    model = ScriptedModel(Say(""), Call("reply", content="yes"))
+    async with open_test_agent(tmp_path, model, coalesce={"enabled": False}) as opened:
+        accepted = await opened.say("Ann", "hm", conversation=ROOM)
         assert await opened.ended(1) == ["skipped"]
         assert (await opened.fate(accepted)).state is LedgerState.SKIPPED
-        await opened.say("Ann", "still there?")
+        await opened.say("Ann", "still there?", conversation=ROOM)
         assert await opened.said(1) == ["yes"]
+
+
+async def test_an_empty_answer_in_a_direct_chat_is_asked_for_again(clock: MockClock, tmp_path: Path) -> None:
+    async with open_test_agent(tmp_path, ScriptedModel(Say(""), Call("reply", content="yes"))) as opened:
+        await opened.say("Ann", "hm")
+        assert await opened.said(1) == ["yes"]
+        await opened.ended(1)
+
+
+async def test_who_gets_no_answer_in_a_direct_chat_is_told_so(clock: MockClock, tmp_path: Path) -> None:
+    async with open_test_agent(tmp_path, ScriptedModel(Say(""), Say(""), Say(""))) as opened:
+        accepted = await opened.say("Ann", "hm")
+        (notice,) = await opened.said(1)
+        assert await opened.ended(1) == ["failed"]
+        assert (await opened.fate(accepted)).state is LedgerState.FAILED
+    assert "no answer" in notice
 
 
 async def test_words_without_the_reply_tool_are_said_too(clock: MockClock, tmp_path: Path) -> None:

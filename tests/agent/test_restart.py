@@ -270,18 +270,26 @@ async def test_a_turn_that_cannot_begin_is_tried_again(clock: MockClock, tmp_pat
         assert (await opened.fate(broken_second)).state is LedgerState.ANSWERED
 
 
-async def test_a_reply_that_cannot_be_written_is_not_said(clock: MockClock, tmp_path: Path) -> None:
-    replies = [Call("reply", content="lost?")] * 2
-    async with open_test_agent(tmp_path, ScriptedModel(*replies), max_turns=2) as opened:
+async def test_a_reply_that_cannot_be_written_is_said_later_and_once(
+    clock: MockClock, tmp_path: Path, logs: Logs
+) -> None:
+    """The model is not asked again and again while the disk refuses: the question waits, and then has its answer."""
+    logs.expect("process failed")
+    model = ScriptedModel(Call("reply", content="lost?"), Call("reply", content="hello"))
+    async with open_test_agent(tmp_path, model) as opened:
         broken(opened, "UPDATE OF reply_id", "ledger")
         accepted = await opened.say("Ann", "hi")
-        (notice,) = await opened.said(1)
-        assert await opened.ended(1) == ["failed"]
+        assert await opened.ended(1) == ["interrupted"]
+        assert (await opened.fate(accepted)).state is LedgerState.ACCEPTED
+        assert len(model.requests) == 1
+        healed(opened)
+        await opened.advance(RETRY_S)
+        assert await opened.said(1) == ["hello"]
+        await opened.ended(2)
         fate = await opened.fate(accepted)
 
-    assert "2 model calls" in notice
-    assert fate.state is LedgerState.FAILED
-    assert "lost?" not in [reply.content for reply in fate.replies]
+    assert fate.state is LedgerState.ANSWERED
+    assert [reply.content for reply in fate.replies] == ["hello"]
 
 
 async def test_an_answer_is_not_repeated_when_only_the_end_of_the_turn_is_lost(

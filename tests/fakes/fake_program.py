@@ -132,9 +132,7 @@ class FakeTurn:
 
     def delta(self, text: str) -> None:
         """Show the whole text so far."""
-        self.agent.emit(
-            EventKind.OUTBOUND_DELTA, self.channel_id, turn_id=self.id, reply_to=self.reply_to, text=text
-        )
+        self.agent.emit(EventKind.OUTBOUND_DELTA, self.channel_id, turn_id=self.id, reply_to=self.reply_to, text=text)
 
     def tool(self, name: str) -> None:
         """Tell of one tool call, begun and ended."""
@@ -142,9 +140,7 @@ class FakeTurn:
         self.agent.emit(EventKind.TOOL_STARTED, self.channel_id, **fields)
         self.agent.emit(EventKind.TOOL_COMPLETED, self.channel_id, is_error=False, **fields)
 
-    async def say(
-        self, text: str, kind: OutboundKind = OutboundKind.TEXT, *, announce: bool = True
-    ) -> LoggedMessage:
+    async def say(self, text: str, kind: OutboundKind = OutboundKind.TEXT, *, announce: bool = True) -> LoggedMessage:
         """Log a reply and announce it."""
         row = await self.agent.conversations.record_reply(
             self.id, self.channel_id, text, kind=kind, reply_to=self.reply_to
