@@ -314,11 +314,12 @@ async def crash(folder: Path) -> None:
                     "state"
                 ) != "answered":
                     await trio.sleep(0.05)
+                replies = len(daemon_fate.get("replies", []))
                 line(
                     "question in flight at kill -9: answered after ready (model 1 s)",
                     f"{time.perf_counter() - ready:.2f} s",
                     "3 s, exactly once",
-                    f"peers 25-57 s or never; ready {ready - began_start:.2f} s, {len(daemon_fate.get('replies', []))} reply",
+                    f"peers 25-57 s or never; ready {ready - began_start:.2f} s, {replies} reply",
                 )
         finally:
             daemon.kill()
