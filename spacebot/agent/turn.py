@@ -260,7 +260,15 @@ class Turn:
         row = await self._parts.conversations.record_reply(
             self.id, self._channel_id, emoji, kind=OutboundKind.REACTION, reply_to=self.reply_to
         )
-        self._emit(EventKind.REACTION, message_id=row.id, seq=row.seq, emoji=emoji, reply_to=row.reply_to)
+        self._emit(
+            EventKind.REACTION,
+            message_id=row.id,
+            seq=row.seq,
+            emoji=emoji,
+            reply_to=row.reply_to,
+            turn_id=self.id,
+            created_at=row.created_at,
+        )
 
     def skip(self, reason: str) -> None:
         """Note that nothing will be said."""
