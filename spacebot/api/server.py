@@ -41,6 +41,7 @@ from spacebot.base.events import EventBus
 from spacebot.base.paths import package_file
 from spacebot.base.tree import Tree
 from spacebot.config.model import ApiConfig
+from spacebot.tools.peers import has_commands, is_from_command
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,9 @@ async def serve_api(
         connection = _Connection(stream)
         connections.add(connection)
         try:
+            if await _is_forbidden(stream):
+                await stream.send_all(_FORBIDDEN)
+                return
             await TCPServer(wrap_app(app, 0, "asgi"), settings, context, ConnectionState({}), connection).run()  # type: ignore[arg-type]
         except Exception as error:  # boundary: connection
             log.error("connection failed", exc_info=error)
@@ -109,6 +113,17 @@ async def serve_api(
             streams.close()
             await context.terminated.set()  # idle connections close now, busy ones after their answer
         around.cancel_scope.cancel()
+
+
+async def _is_forbidden(stream: trio.SocketStream) -> bool:
+    """Whether a worker's command is calling."""
+    if not has_commands():
+        return False
+    try:
+        peer, own = stream.socket.getpeername()[1], stream.socket.getsockname()[1]
+    except OSError:  # gone already
+        return False
+    return await trio.to_thread.run_sync(is_from_command, peer, own)
 
 
 def build_app(
@@ -141,6 +156,11 @@ def build_app(
     )
 
 
+_REFUSAL = b'{"error": "commands of workers may not use this program\'s own API"}'
+_FORBIDDEN = (
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_REFUSAL), _REFUSAL)
+)
 _ALL = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 
 

@@ -452,7 +452,7 @@ def _family(pid: int, mark: str) -> set[int]:
         if len(fields) < 4 or fields[0] in (b"Z", b"X"):  # state, parent, group, session
             continue
         parents[number] = int(fields[1])
-        if number == pid or int(fields[3]) == pid or _carries(entry, wanted):
+        if number == pid or int(fields[3]) == pid or carries(entry, wanted):
             members.add(number)
     ours = os.getpid()
     for number in parents:
@@ -465,7 +465,8 @@ def _family(pid: int, mark: str) -> set[int]:
     return members
 
 
-def _carries(entry: str, wanted: bytes) -> bool:
+def carries(entry: str, wanted: bytes) -> bool:
+    """Whether the environment that a process began with holds these bytes."""
     try:
         return wanted in Path("/proc", entry, "environ").read_bytes()
     except OSError:  # another user's process, or one that just ended
@@ -478,13 +479,14 @@ def _wrappers(pid: int, depth: int) -> frozenset[int]:
     level = {pid} if depth else set()
     for _ in range(depth):
         found |= level
-        level = {child for parent in level for child in _children(parent)}
+        level = {child for parent in level for child in children_of(parent)}
     return frozenset(found)
 
 
-def _children(pid: int) -> list[int]:
+def children_of(pid: int, task: int | str | None = None) -> list[int]:
+    """Children that one thread of a process has started; its main thread when None."""
     with suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [int(word) for word in Path(f"/proc/{pid}/task/{task or pid}/children").read_text().split()]
     return []
 
 

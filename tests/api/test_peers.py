@@ -1,0 +1,55 @@
+"""Who reaches the API from this machine is its owner; a worker's command is not, however it is started."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from spacebot.config.model import SandboxConfig
+from spacebot.tools.sandbox import Backend, BackendKind, Containment, probe_backend
+from spacebot.tools.subprocesses import Report, run_command
+from tests.api.serving import open_server
+
+CALL = (
+    "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}; "
+    'printf "GET /api/health HTTP/1.1\\r\\nHost: 127.0.0.1:{port}\\r\\nConnection: close\\r\\n\\r\\n" >&3; cat <&3\''
+)
+
+
+async def run(folder: Path, command: str, backend: Backend) -> Report:
+    instance = folder / "instance"
+    workspace = instance / "agents" / "main" / "workspace"
+    workspace.mkdir(parents=True, exist_ok=True)
+    containment = Containment(
+        workspace=workspace,
+        instance_root=instance,
+        data_dir=instance / "agents" / "main" / "data",
+        tools_bin=instance / "tools" / "bin",
+        settings=SandboxConfig,
+        backend=backend,
+    )
+    return await run_command(containment.wrap(["sh", "-c", command]), timeout_s=20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell whose connection it is")
+@pytest.mark.parametrize("how", ["{call}", "env -i {call}", "sh -c \"$(cat <<'END'\n{call}\nEND\n)\" & wait"])
+@pytest.mark.parametrize("kind", [BackendKind.NONE, BackendKind.BUBBLEWRAP])
+async def test_a_command_of_a_worker_is_refused(kind: BackendKind, how: str, tmp_path: Path) -> None:
+    backend = await probe_backend() if kind is BackendKind.BUBBLEWRAP else Backend()
+    if backend.kind is not kind:
+        pytest.skip(f"no usable bubblewrap here: {backend.note}")
+    async with open_server(tmp_path) as served:
+        report = await run(tmp_path, how.format(call=CALL.format(port=served.url.rpartition(":")[2])), backend)
+    assert "403 Forbidden" in report.stdout, report
+    assert "may not use" in report.stdout
+
+
+async def test_a_person_is_served_while_a_command_runs(tmp_path: Path) -> None:
+    async with open_server(tmp_path) as served, trio.open_nursery() as nursery:
+        nursery.start_soon(run, tmp_path, "echo running > started; sleep 20", Backend())
+        started = tmp_path / "instance" / "agents" / "main" / "workspace" / "started"
+        while not started.exists():  # the command is another process: there is no event to wait for
+            await trio.sleep(0.01)
+        assert (await served.client.get("/api/health")).status_code == 200
+        nursery.cancel_scope.cancel()
