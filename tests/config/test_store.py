@@ -1,7 +1,5 @@
 """The live snapshot and the watch over the files."""
 
-import os
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -127,11 +125,3 @@ async def test_a_callback_that_refuses_does_not_end_the_watch(paths: InstancePat
         for i in range(2):
             paths.config.write_text(f"a = {i}")
             assert await seen.next() == (FileKind.CONFIG, "config.toml")
-
-
-async def test_an_idle_watch_uses_no_measurable_cpu(paths: InstancePaths) -> None:
-    async with open_watcher(paths, lambda: ["main"], {}):
-        began = time.process_time()
-        await trio.sleep(0.6)
-        assert time.process_time() - began < 0.05
-    assert os.listdir(paths.root) == []
