@@ -21,7 +21,8 @@ test: venv model
 check: venv
 	@$(BIN)/ruff format --check --quiet spacebot tests build || { echo "run: $(BIN)/ruff format spacebot tests build"; exit 1; }
 	@$(BIN)/ruff check --quiet spacebot tests build
-	@$(BIN)/flake8 --select ASYNC1,ASYNC2 --ignore ASYNC103,ASYNC104,ASYNC109,ASYNC114,ASYNC124,ASYNC128 spacebot
+	@$(BIN)/flake8-async --enable ASYNC1,ASYNC2 --disable ASYNC103,ASYNC104,ASYNC109,ASYNC114,ASYNC124,ASYNC128 \
+		$$(find spacebot -name '*.py')
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
