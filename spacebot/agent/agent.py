@@ -6,7 +6,7 @@ Source: design 3 and 4, process spec 2 and 3
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,16 +18,16 @@ from spacebot.agent.pacing import RETRY_S
 from spacebot.agent.parts import AgentParts, ModelSource
 from spacebot.agent.prompts import load_prompts
 from spacebot.base.clock import Clock
-from spacebot.base.errors import RefusedError, StorageError
+from spacebot.base.errors import RefusedError, SpacebotError, StorageError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import AgentId, ConversationId
 from spacebot.base.paths import InstancePaths, bundled_prompts, package_file
 from spacebot.base.telemetry import kv
 from spacebot.base.text import clean_unicode
-from spacebot.base.tree import Node, NodeKind, NodeState, Tree
+from spacebot.base.tree import Node, NodeKind, NodeState, Outcome, Tree
 from spacebot.config.model import AgentConfig, LlmConfig
 from spacebot.conversations.log import Conversations
-from spacebot.conversations.records import Accepted, Journalled
+from spacebot.conversations.records import Accepted, BranchRun, Journalled, WorkerRun
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind, Usage
 from spacebot.llm.routing import model_names
@@ -96,10 +96,7 @@ class Agent:
         recovery = await self._parts.conversations.recover()
         for journalled in recovery.messages:
             (await self._channel(journalled.message.conversation_id)).accept(journalled)
-        for branch in recovery.branches:
-            await (await self._channel(branch.channel_id)).resume_branch(branch)
-        for worker in recovery.workers:
-            await (await self._channel(worker.channel_id)).resume_worker(worker)
+        await self._resume(recovery.branches, recovery.workers)
         for channel_id in recovery.channels_with_results:
             await self._channel(channel_id)  # which reads its results with its history
         log.info(
@@ -112,6 +109,23 @@ class Agent:
                 channels_with_results=len(recovery.channels_with_results),
             ),
         )
+
+    async def _resume(self, branches: Sequence[BranchRun], workers: Sequence[WorkerRun]) -> None:
+        """Set going again what was cut; one that cannot go on ends, and its channel is told."""
+        for branch in branches:
+            if self._parts.tree.get(branch.id) is None:
+                await (await self._channel(branch.channel_id)).resume_branch(branch)
+        for worker in workers:
+            if self._parts.tree.get(worker.id) is not None:
+                continue
+            try:
+                await (await self._channel(worker.channel_id)).resume_worker(worker)
+            except SpacebotError as error:
+                log.error("worker not taken up again", extra=kv(id=worker.id, error=str(error)))
+                await self._parts.conversations.finish_worker(
+                    worker, Outcome(NodeState.FAILED, str(error)), status="", transcript=None, tool_calls=0, tell=True
+                )
+                (await self._channel(worker.channel_id)).look_for_results()
 
     async def drain(self, patience_s: float) -> None:
         """Begin no new turn and let the running ones finish, for at most `patience_s` seconds."""
@@ -173,9 +187,18 @@ class Agent:
             self._parts.tree.remove(node)
             if self._channels.get(channel.id) is channel:
                 del self._channels[channel.id]
-        if channel.has_work:  # what it had taken is in the journal
+        if not channel.is_retired or channel.has_work:
             await trio.sleep(RETRY_S)
-            await self._channel(channel.id)
+            await self._bring_back(channel.id)
+
+    async def _bring_back(self, channel_id: ConversationId) -> None:
+        """Make a broken channel anew; what it had taken is in the journal, what it had set to work in the runs."""
+        try:
+            branches, workers = await self._parts.conversations.open_runs(channel_id)
+            await self._channel(channel_id)
+            await self._resume(branches, workers)
+        except StorageError as error:
+            log.error("channel not brought back", extra=kv(agent=self.id, channel=channel_id, error=str(error)))
 
     async def _write_usage(self) -> None:
         """Write the cost of model calls, some at a time."""

@@ -71,6 +71,7 @@ class Channel:
         self._turn: Turn | None = None
         self._idle_since = monotonic_s()
         self._hydrating = trio.Lock()
+        self._nursery: trio.Nursery | None = None
         self.delegates = Delegates(
             parts, node, channel_id, status=self.status, fork=self._fork, turn=lambda: self._turn, ended=self._ended
         )
@@ -99,6 +100,11 @@ class Channel:
         self._node.progress()
         self._wake.set()
 
+    def look_for_results(self) -> None:
+        """Have a look at the log for results that were written behind the channel's back."""
+        self._pacing.has_overflowed = True
+        self._wake.set()
+
     async def resume_branch(self, run: BranchRun) -> None:
         """Run a branch again that a restart cut."""
         await self._hydrate()
@@ -119,6 +125,7 @@ class Channel:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Live until cancelled, or until nothing happened for an hour."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             await nursery.start(self.delegates.run)
             self._node.state = NodeState.WAITING
             task_status.started()
@@ -142,8 +149,8 @@ class Channel:
                     self._start_turn(nursery, work)
                     continue
                 deadline = self._pacing.due_at()
-                if self._pacing.has_overflowed:
-                    deadline = min(deadline, max(self._refill_at, monotonic_s()))
+                if self._pacing.has_overflowed and deadline == math.inf:
+                    deadline = self._refill_at
                 if self._is_idle():
                     deadline = min(deadline, self._idle_since + RETIRE_S)
                     if deadline <= monotonic_s():
@@ -212,11 +219,12 @@ class Channel:
         """Supervise a turn; whatever became of it, the loop goes on."""
 
         async def settle(outcome: Outcome) -> None:
-            if turn.end is None:
-                await self._settle_broken_turn(turn, work, outcome)
-            if turn.end is not None:
+            is_given_back = False
+            if not turn.is_closed:
+                is_given_back = await self._settle_broken_turn(turn, work, outcome)
+            if turn.end is not None and not is_given_back:
                 self._history.extend((None, message) for message in turn.end.history)
-                self._pacing.give_back_results(turn.end.untold, monotonic_s())
+                self._pacing.note_end(work, has_spawned=turn.has_spawned, untold=turn.end.untold, now=monotonic_s())
                 self._trim()
 
         try:
@@ -226,13 +234,16 @@ class Channel:
             self._idle_since = monotonic_s()
             self._wake.set()
 
-    async def _settle_broken_turn(self, turn: Turn, work: Work, outcome: Outcome) -> None:
-        """Close a turn that did not close itself: cut by a stop, cancelled, or broken."""
+    async def _settle_broken_turn(self, turn: Turn, work: Work, outcome: Outcome) -> bool:
+        """Close a turn that did not close itself: cut by a stop, cancelled, or broken.
+
+        Returns whether its work was taken back, to be tried again.
+        """
         stopped = outcome.state is NodeState.INTERRUPTED
         self._was_cut |= stopped
         if not turn.has_begun:  # the journal still has its messages as waiting
             self._pacing.give_back(work, monotonic_s())
-            return
+            return True
         is_lost = turn.is_unwritten  # its answer could not be kept: the question is taken again
         try:
             if stopped or turn.has_replied or is_lost:
@@ -242,8 +253,22 @@ class Channel:
         except StorageError as error:
             log.error("turn not closed", extra=kv(channel=self.id, error=str(error)))
             is_lost = True
-        if is_lost and not turn.has_replied:  # what was said is on disk, and nobody is answered twice
-            self._pacing.give_back(work, monotonic_s())
+            if turn.has_replied and self._nursery is not None:
+                self._nursery.start_soon(self._close_later, turn)
+        if not is_lost or turn.has_replied:  # what was said is on disk, and nobody is answered twice
+            return False
+        self.delegates.drop_all_of(turn.id)  # the turn that is taken again starts them anew
+        self._pacing.give_back(work, monotonic_s())
+        return True
+
+    async def _close_later(self, turn: Turn) -> None:
+        """Close a turn whose answer is on disk and whose end was refused."""
+        while not turn.is_closed:
+            await trio.sleep(RETRY_S)
+            try:
+                await turn.interrupt()
+            except StorageError:
+                continue
 
     def _trim(self) -> None:
         """Keep live history below its share of the window; the log has all of it."""

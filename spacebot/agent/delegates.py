@@ -23,7 +23,7 @@ from spacebot.agent.turn import Turn
 from spacebot.agent.worker import Worker
 from spacebot.base.errors import RefusedError, StorageError, ToolError
 from spacebot.base.events import EventKind
-from spacebot.base.ids import ConversationId, NodeId
+from spacebot.base.ids import ConversationId, NodeId, TurnId
 from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
 from spacebot.base.text import cut_bytes
@@ -79,6 +79,16 @@ class Delegates:
         """Whether something is just being started, or its end still has to be written."""
         return bool(self._spawning or self._uncommitted)
 
+    def drop_all_of(self, turn_id: TurnId) -> None:
+        """End what a turn has set to work, without a word: the turn is taken again."""
+        for run in self._runs():
+            if run.turn_id == turn_id and (node := self._parts.tree.get(run.id)) is not None:
+                self._quiet.add(run.id)
+                node.cancel("its turn is taken again")
+
+    def _runs(self) -> list[BranchRun | WorkerRun]:
+        return [*self._branches.values(), *(worker.run_row for worker in self._workers.values())]
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be the parent of all branches and workers until cancelled."""
         async with trio.open_nursery() as nursery:
@@ -90,6 +100,8 @@ class Delegates:
     async def spawn_branch(self, description: str) -> str:
         """Start a branch; returns its id once its row is on disk."""
         turn = self._turn()
+        if turn is not None:
+            turn.has_spawned = True
         run = BranchRun(
             id=NodeId(""), channel_id=self._channel_id, description=description,
             turn_id=turn.id if turn else None, reply_to=turn.reply_to if turn else None,
@@ -192,6 +204,8 @@ class Delegates:
         try:
             cause = self._branches.get(origin.id) if origin else None
             turn = self._turn()
+            if turn is not None and origin is None:
+                turn.has_spawned = True
             run = WorkerRun(
                 id=NodeId(""), channel_id=self._channel_id,
                 task=task, task_type=task_type, is_interactive=is_interactive,
@@ -217,9 +231,8 @@ class Delegates:
         )
         try:
             self._parts.containment.backend = await self._parts.probe()
-            if not run.id:
-                run = replace(run, id=node.id)
-                await self._parts.conversations.start_worker(run)
+            is_new = not run.id
+            run = replace(run, id=node.id)
             fork = self._fork() if settings.worker.context == "fork" and not run.transcript else ()
             worker = Worker(
                 self._parts,
@@ -230,6 +243,8 @@ class Delegates:
                 publish=lambda outcome: self._publish(run, outcome),
                 changed=self._worker_changed,
             )
+            if is_new:
+                await self._parts.conversations.start_worker(run)
         except BaseException:
             self._parts.tree.remove(node)
             raise
@@ -274,7 +289,38 @@ class Delegates:
 
     async def _publish(self, run: WorkerRun, outcome: Outcome) -> None:
         """Commit a finished piece of work of a worker that lives on."""
-        result = await self._parts.conversations.add_result(run, replace(outcome, text=scrub(outcome.text)))
+        worker, outcome = self._workers[run.id], replace(outcome, text=scrub(outcome.text))
+        try:
+            result = await self._add_result(worker, outcome)
+        except StorageError as error:
+            log.error("result not written, it is tried again", extra=kv(id=run.id, error=str(error)))
+            assert self._nursery is not None
+            self._uncommitted += 1
+            self._nursery.start_soon(self._publish_later, worker, outcome)
+            return
+        self._tell_result(run, result)
+
+    async def _publish_later(self, worker: Worker, outcome: Outcome) -> None:
+        while True:
+            await trio.sleep(RETRY_S)
+            try:
+                result = await self._add_result(worker, outcome)
+            except StorageError:
+                continue
+            self._uncommitted -= 1
+            self._tell_result(worker.run_row, result)
+            return
+
+    async def _add_result(self, worker: Worker, outcome: Outcome) -> PendingResult:
+        return await self._parts.conversations.add_result(
+            worker.run_row,
+            outcome,
+            status=worker.node.status,
+            transcript=worker.transcript,
+            tool_calls=worker.node.tool_calls,
+        )
+
+    def _tell_result(self, run: WorkerRun, result: PendingResult) -> None:
         self._ended(result)
         self._emit(EventKind.WORKER_IDLE, worker_id=run.id, result=cut_bytes(result.text, EVENT_BYTES))
 

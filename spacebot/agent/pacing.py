@@ -16,7 +16,8 @@ from spacebot.conversations.records import Journalled, PendingResult
 
 RESULT_DEBOUNCE_S = 0.5  # finished work that ends together is told together; process spec 4.12
 RETRIGGERS_IN_A_ROW = 3  # breaks answer loops between a channel and its own workers; process spec 4.12
-RETRY_S = 30.0  # pause before work that failed without the people's fault is tried again
+RETRY_S = 30.0  # pause before work that failed without the people's fault is tried again; doubles with each failure
+LONGEST_PAUSE_S = 600.0
 BATCH = 100  # messages in one turn; more than a model can answer sensibly anyway
 HELD = 500  # waiting messages kept in memory; later ones wait in the journal
 
@@ -27,6 +28,7 @@ class Work:
 
     messages: tuple[Journalled, ...]
     results: tuple[PendingResult, ...]
+    failures: int = 0  # turns in a row that could not tell these results
 
     @property
     def is_retrigger(self) -> bool:
@@ -47,7 +49,8 @@ class Pacing:
         self._window_ends = 0.0
         self._results_due = math.inf
         self._not_before = 0.0
-        self._retriggers = 0
+        self._retriggers = 0  # turns without a person that started new work
+        self._failures = 0
         self.has_overflowed = False  # some messages wait in the journal only
 
     @property
@@ -79,7 +82,8 @@ class Pacing:
     def add_result(self, result: PendingResult, now: float, *, at_once: bool = False) -> None:
         """Note finished work; each arrival starts the debounce anew.
 
-        Beyond `RETRIGGERS_IN_A_ROW` turns without a person it waits for the next message.
+        After `RETRIGGERS_IN_A_ROW` turns that finished work caused and that started new work, it waits for the
+        next message of a person.
         """
         if result.id in self._taken_results:
             return
@@ -102,12 +106,22 @@ class Pacing:
             messages, self._messages = waiting[:BATCH], deque(waiting[BATCH:])
             self._known.difference_update(message.id for message in messages)
             self._taken.extend(message.id for message in messages)
-        self._retriggers = 0 if messages else self._retriggers + 1
+        if messages:
+            self._retriggers = 0
         results = tuple(self._results.values())
         self._taken_results.extend(self._results)
         self._results.clear()
         self._results_due = math.inf
-        return Work(tuple(messages), results)
+        return Work(tuple(messages), results, self._failures)
+
+    def note_end(self, work: Work, *, has_spawned: bool, untold: tuple[PendingResult, ...], now: float) -> None:
+        """Note how a turn ended. Results that it could not tell cause another after a pause, ever longer."""
+        if work.is_retrigger and has_spawned:
+            self._retriggers += 1
+            if self._retriggers >= RETRIGGERS_IN_A_ROW:  # also for what came back while the turn was still running
+                self._results_due = math.inf
+        self._failures = self._failures + 1 if untold else 0
+        self._give_back_results(untold, now)
 
     def give_back(self, work: Work, now: float) -> None:
         """Take work back that could not be dealt with; it is tried again after a pause."""
@@ -115,11 +129,10 @@ class Pacing:
         self._known.update(message.id for message in work.messages)
         self._window_ends = min(self._window_ends, now)
         self._not_before = now + RETRY_S
-        self.give_back_results(work.results, now)
+        self._give_back_results(work.results, now)
 
-    def give_back_results(self, results: tuple[PendingResult, ...], now: float) -> None:
-        """Take results back that nobody was told; they join the next turn, or cause one after a pause."""
+    def _give_back_results(self, results: tuple[PendingResult, ...], now: float) -> None:
         for result in results:
             self._results.setdefault(result.id, result)
         if results and self._retriggers < RETRIGGERS_IN_A_ROW:
-            self._results_due = now + RETRY_S
+            self._results_due = now + min(LONGEST_PAUSE_S, RETRY_S * 2 ** max(0, self._failures - 1))

@@ -4,6 +4,7 @@ Floor:  agent
 Source: process spec 4.5, 4.6 and 19
 """
 
+import re
 from collections.abc import Sequence
 from datetime import tzinfo
 
@@ -17,6 +18,14 @@ EMPTY = "(a message without text)"
 PREVIEW = 120  # characters of the message that is replied to
 
 
+_FRAME = re.compile(r"<(?=\s*/?\s*(?:now|result)\b)", re.IGNORECASE)
+
+
+def neutral(text: str) -> str:
+    """A text that cannot open or close the frames of a turn's prompt, whoever wrote it."""
+    return _FRAME.sub("‹", text)
+
+
 def render_message(message: InboundMessage, zone: tzinfo | None) -> str:
     """One message as `[time] name: text`, with what it answers and what is attached."""
     bot = " (bot)" if message.author.is_bot else ""
@@ -27,8 +36,8 @@ def render_message(message: InboundMessage, zone: tzinfo | None) -> str:
         f"\n[attachment: {a.filename}, {a.media_type}" + (f", {a.size_bytes / 1024:.1f} KB]" if a.size_bytes else "]")
         for a in message.attachments
     )
-    text = message.text.strip() or (EMPTY if not files else "")
-    return f"[{format_local(message.sent_at, zone)}] {message.author.name}{bot}{answers}: {text}{files}"
+    text = neutral(message.text.strip()) or (EMPTY if not files else "")
+    return f"[{format_local(message.sent_at, zone)}] {neutral(message.author.name)}{bot}{answers}: {text}{files}"
 
 
 def render_batch(messages: Sequence[Journalled], zone: tzinfo | None) -> str:
@@ -43,7 +52,7 @@ def render_logged(message: LoggedMessage, zone: tzinfo | None) -> ModelMessage |
     if message.role == "assistant":
         return ModelMessage.assistant(message.content)
     moment = format_local(from_text(message.created_at), zone)
-    return ModelMessage.user(f"[{moment}] {message.sender_name}: {message.content.strip() or EMPTY}")
+    return ModelMessage.user(f"[{moment}] {message.sender_name}: {neutral(message.content.strip()) or EMPTY}")
 
 
 def place_of(message: InboundMessage) -> str:

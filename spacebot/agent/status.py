@@ -8,6 +8,7 @@ Floor: agent
 """
 
 from collections import deque
+from collections.abc import Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -66,8 +67,12 @@ class StatusBlock:
         """Running processes of one kind, oldest first."""
         return [node for node in self._node.children.values() if node.kind is kind]
 
-    def for_model(self) -> dict[str, list[dict[str, Any]]]:
-        """Variables of the status template; empty lists when nothing is going on."""
+    def for_model(self, *, without: Set[str] = frozenset()) -> dict[str, list[dict[str, Any]]]:
+        """Variables of the status template; empty lists when nothing is going on.
+
+        Args:
+            without: finished processes that need no line, because their results stand beside it.
+        """
         return {
             "workers": [
                 {
@@ -91,7 +96,7 @@ class StatusBlock:
             "completed": [
                 {"id": item.id, "kind": item.item_type, "state": str(item.state), "summary": item.result_summary}
                 for item in reversed(self._completed)
-                if item.relayed_at is None
+                if item.relayed_at is None and item.id not in without
             ][:SHOWN],
         }
 

@@ -23,6 +23,11 @@ class ReplyReader:
         self._raw = ""
         self._start: int | None = None
 
+    @property
+    def size(self) -> int:
+        """Characters that have come so far."""
+        return len(self._raw)
+
     def add(self, fragment: str) -> None:
         """Take a fragment."""
         self._raw += fragment

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from spacebot.agent.engine import Ending, Engine, EngineResult
 from spacebot.agent.pacing import Work
 from spacebot.agent.parts import AgentParts
-from spacebot.agent.render import place_of, render_batch
+from spacebot.agent.render import neutral, place_of, render_batch
 from spacebot.agent.status import StatusBlock
 from spacebot.agent.streaming import ReplyReader
 from spacebot.base.clock import format_local, monotonic_s
@@ -35,9 +35,14 @@ log = logging.getLogger(__name__)
 RETRIGGER_BUDGET = 3  # model calls of a turn that finished work caused; process spec 4.12
 CORRECTIONS = 2  # times that a written-out tool call, or silence in a direct chat, is sent back
 DELTA_S = 0.04  # pause between two pictures of a growing reply; faster is not readable
+DELTA_CHARACTERS = 4000  # of a reply; a longer one is shown less often, since each picture is the whole text
 RESULT_BYTES = 6000  # of one result in the prompt; a longer one is in the log and can be asked for
+TELLING_TRIES = 5  # turns that may fail to tell a result before people get it as it is
 NOTE_BYTES = 500  # of one result in the history afterwards
 ERROR_CHARACTERS = 300  # of a provider's error in the line that people get
+
+
+_IN_QUOTES = str.maketrans({'"': "'", "<": "‹", ">": "›"})
 
 
 def bridged(history: Sequence[ModelMessage], prompt: ModelMessage, bridge: str) -> list[ModelMessage]:
@@ -90,6 +95,8 @@ class Turn:
         self.id = TurnId(node.id)
         self.prompt: ModelMessage | None = None  # what this turn asks; branches see it
         self.has_begun = False  # its row is on disk
+        self.has_spawned = False  # it has set something to work
+        self.is_closed = False  # its end is on disk
         self.is_unwritten = False  # what it wanted to say could not be written down
         self.end: TurnEnd | None = None
 
@@ -113,7 +120,17 @@ class Turn:
         except StorageError:
             self.is_unwritten = True
             raise
+        if state is TurnState.FAILED and self._work.is_retrigger and self._work.failures + 1 >= TELLING_TRIES:
+            notice = self._plain_words(detail)
         return await self._close(state, detail, notice)
+
+    def _plain_words(self, reason: str | None) -> str:
+        """Finished work as it is, for people, when no model can be brought to tell it."""
+        lines = [
+            f"{preview(result.description, 120)} ({result.state}): {cut_bytes(result.text, NOTE_BYTES)}"
+            for result in self._work.results
+        ]
+        return scrub("\n".join([f"This is finished, but I could not put it into words ({reason}):", *lines]))
 
     async def _talk(self) -> tuple[TurnState, str | None, str | None]:
         """Run the engine and deliver; returns the turn's end, the reason, and a line for people if one is due."""
@@ -213,14 +230,14 @@ class Turn:
             place=place_of(messages[-1].message) if messages else f"({self._channel_id})",
             coalesced=coalesced,
             memory_bulletin=await self._bulletin() if own_block else "",
-            status_block=parts.prompts.render("fragments/status", **self._status.for_model()),
+            status_block=self._status_text(),
             results=[
                 {
                     "kind": result.process_kind,
                     "id": result.process_id,
                     "state": str(result.state),
-                    "about": preview(result.description, 200).replace('"', "'"),
-                    "text": cut_bytes(result.text, RESULT_BYTES),
+                    "about": preview(result.description, 200).translate(_IN_QUOTES),
+                    "text": neutral(cut_bytes(result.text, RESULT_BYTES)),
                 }
                 for result in self._work.results
             ],
@@ -234,13 +251,17 @@ class Turn:
         if prompts.uses("CHANNEL", "current_time"):
             values["current_time"] = format_local(self._parts.clock.now(), self._parts.zone)
         if prompts.uses("CHANNEL", "status_block"):
-            values["status_block"] = prompts.render("fragments/status", **self._status.for_model())
+            values["status_block"] = self._status_text()
         if prompts.uses("CHANNEL", "memory_bulletin"):
             values["memory_bulletin"] = await self._bulletin()
         return values
 
     async def _bulletin(self) -> str:
-        return await self._parts.bulletin(self._provenance.viewer)
+        return neutral(await self._parts.bulletin(self._provenance.viewer))
+
+    def _status_text(self) -> str:
+        told_now = {result.process_id for result in self._work.results}
+        return neutral(self._parts.prompts.render("fragments/status", **self._status.for_model(without=told_now)))
 
     async def reply(self, text: str) -> str:
         """Commit a text as said; with it the turn's messages are answered and its results told."""
@@ -287,13 +308,16 @@ class Turn:
                 self._reader = (delta.index, ReplyReader())
             reader, now = self._reader[1], monotonic_s()
             reader.add(delta.fragment)
-            if now - self._shown_at >= DELTA_S and (text := reader.text()):
+            if now - self._shown_at >= DELTA_S * max(1.0, reader.size / DELTA_CHARACTERS) and (text := reader.text()):
                 self._shown_at = now
                 self._emit(EventKind.OUTBOUND_DELTA, turn_id=self.id, reply_to=self.reply_to, text=text)
 
     async def _close(self, state: TurnState, detail: str | None, notice: str | None) -> Outcome:
-        told = state in (TurnState.DONE, TurnState.SKIPPED)
         results = self._work.results
+        told = state in (TurnState.DONE, TurnState.SKIPPED) or (self._work.is_retrigger and notice is not None)
+        end = TurnEnd(self._history_entries(), () if told else results, state)
+        if self._replies:
+            self.end = end  # what was said is on disk already, whatever becomes of the rest
         row = await self._parts.conversations.finish_turn(
             self.id,
             state,
@@ -305,7 +329,7 @@ class Turn:
         )
         if row is not None:
             self._announce(row)
-        self.end = TurnEnd(self._history_entries(), () if told else results, state)
+        self.end, self.is_closed = end, True
         self._status.mark_relayed({result.process_id for result in results} if told else set())
         self._emit(EventKind.TYPING_STATE, is_typing=False)
         self._emit(

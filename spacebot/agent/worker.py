@@ -24,7 +24,7 @@ from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, NodeState, Outcome
 from spacebot.conversations.records import WorkerRun
-from spacebot.llm.history import from_json, to_json
+from spacebot.llm.history import drop_oldest, estimate_tokens, from_json, to_json
 from spacebot.llm.messages import ModelMessage, ProcessKind, SystemBlock
 from spacebot.tools.contract import Tool
 from spacebot.tools.delegation import SetStatus, short_status
@@ -35,6 +35,7 @@ SEGMENT_STEPS = 15  # process spec 18
 SEGMENTS = 10
 NUDGES = 2  # consecutive endings without an outcome that are sent back
 RETRY_PAUSES_S = (5.0, 10.0, 20.0)  # between tries when no model answers
+TRANSCRIPT_TOKENS = 400_000  # kept at most, in memory and on disk
 FOLLOW_UPS = 32  # waiting messages for one worker; further ones are refused
 _STATES = {
     "done": NodeState.DONE,
@@ -155,23 +156,30 @@ class Worker:
         outcome = await self._work(prompt)
         if not self._run.is_interactive or outcome.state is NodeState.TIMED_OUT:
             return outcome
-        await self._publish(outcome)
+        await self._deliver(outcome)
         return await self._wait_and_go_on()
+
+    async def _deliver(self, outcome: Outcome) -> None:
+        """Hand over a finished piece of work; in the same step the row says that the worker waits."""
+        self._set_state(NodeState.WAITING, self._node.status or "waiting for input")
+        await self._publish(outcome)
 
     async def _wait_and_go_on(self) -> Outcome:
         """Wait for follow-ups and do them, until none comes for long."""
+        self._set_state(NodeState.WAITING, self._node.status or "waiting for input")
         while True:
-            self._set_state(NodeState.WAITING, self._node.status or "waiting for input")
-            await self._checkpoint()
             with trio.move_on_after(self._parts.settings().worker.idle_timeout_secs) as patience:
                 follow_up = await self._inbox.receive()
             if patience.cancelled_caught:
-                return Outcome(NodeState.DONE, self._outcome.text if self._outcome else "")  # told already
+                try:
+                    follow_up = self._inbox.receive_nowait()  # it came at the very end
+                except trio.WouldBlock:
+                    return Outcome(NodeState.DONE, self._outcome.text if self._outcome else "")  # told already
             self._set_state(NodeState.RUNNING, short_status(follow_up))
             outcome = await self._work(follow_up)
             if outcome.state is NodeState.TIMED_OUT:
                 return outcome
-            await self._publish(outcome)
+            await self._deliver(outcome)
 
     async def _work(self, prompt: str | None) -> Outcome:
         """Do one piece of work within the wall clock; what was found is kept when it runs out."""
@@ -247,8 +255,17 @@ class Worker:
         self.is_waiting = state is NodeState.WAITING
         self.note_status(status)
 
+    def _shorten(self) -> None:
+        """Drop the oldest quarter of a transcript that no window could hold any more; each step writes all of it."""
+        while estimate_tokens(self._messages) > TRANSCRIPT_TOKENS:
+            cut = drop_oldest(self._messages, 0.25)
+            if cut == 0:
+                return
+            self._messages[:cut] = [ModelMessage.user(self._run.task)]
+
     async def _checkpoint(self) -> None:
         """Keep the transcript; work goes on when the disk refuses it."""
+        self._shorten()
         try:
             await self._parts.conversations.checkpoint_worker(
                 self._run.id,

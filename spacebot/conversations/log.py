@@ -40,9 +40,11 @@ from spacebot.conversations.rows import (
     append_message,
     insert_result,
     mark_relayed,
+    to_branch_run,
     to_envelope,
     to_journalled,
     to_logged,
+    to_worker_run,
 )
 from spacebot.llm.messages import Usage
 from spacebot.messaging.messages import InboundMessage, OutboundKind
@@ -249,13 +251,21 @@ class Conversations:
 
         await self._database.write(write)
 
-    async def add_result(self, run: WorkerRun, outcome: Outcome) -> PendingResult:
-        """Commit a result of a worker that lives on (a finished segment of an interactive one)."""
-        return await self._database.write(
-            lambda c: insert_result(
-                c, "worker", run.id, run.channel_id, run.task, outcome, run.reply_to, self._clock.text()
+    async def add_result(
+        self, run: WorkerRun, outcome: Outcome, *, status: str, transcript: str, tool_calls: int
+    ) -> PendingResult:
+        """Commit a result of a worker that lives on, and that it waits for input now."""
+
+        def write(c: Connection) -> PendingResult:
+            c.execute(
+                "UPDATE worker_runs SET state = 'waiting', status = ?, transcript = ?, tool_calls = ? "
+                "WHERE id = ? AND completed_at IS NULL",
+                (status, transcript, tool_calls, run.id),
             )
-        )
+            now = self._clock.text()
+            return insert_result(c, "worker", run.id, run.channel_id, run.task, outcome, run.reply_to, now)
+
+        return await self._database.write(write)
 
     async def finish_worker(
         self, run: WorkerRun, outcome: Outcome, *, status: str, transcript: str | None, tool_calls: int, tell: bool
@@ -309,6 +319,18 @@ class Conversations:
         those that were cut in the middle of their work fail, and their channel is told.
         """
         return await self._database.write(lambda c: recover_open_work(c, self._clock.text()))
+
+    async def open_runs(self, channel_id: ConversationId) -> tuple[list[BranchRun], list[WorkerRun]]:
+        """Branches and workers of a channel that have not ended, oldest first."""
+
+        def read(c: Connection) -> tuple[list[BranchRun], list[WorkerRun]]:
+            query = "SELECT * FROM {} WHERE channel_id = ? AND completed_at IS NULL ORDER BY started_at"
+            return (
+                [to_branch_run(row) for row in c.execute(query.format("branch_runs"), (channel_id,))],
+                [to_worker_run(row) for row in c.execute(query.format("worker_runs"), (channel_id,))],
+            )
+
+        return await self._database.read(read)
 
     async def waiting(self, channel_id: ConversationId, limit: int) -> list[Journalled]:
         """Accepted messages of a channel that no turn has taken, oldest first."""

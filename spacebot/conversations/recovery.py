@@ -4,10 +4,10 @@ Floor:  conversations
 Source: process spec P12
 """
 
-from spacebot.base.ids import ConversationId, NodeId
+from spacebot.base.ids import ConversationId
 from spacebot.base.tree import NodeState, Outcome
 from spacebot.conversations.records import BranchRun, Recovery, WorkerRun
-from spacebot.conversations.rows import append_message, insert_result, to_journalled
+from spacebot.conversations.rows import append_message, insert_result, to_branch_run, to_journalled, to_worker_run
 from spacebot.messaging.messages import OutboundKind
 from spacebot.storage.database import Connection
 
@@ -41,13 +41,7 @@ def recover_open_work(c: Connection, now: str) -> Recovery:
     )
     branches: list[BranchRun] = []
     for row in c.execute("SELECT * FROM branch_runs WHERE completed_at IS NULL ORDER BY started_at").fetchall():
-        branch = BranchRun(
-            id=NodeId(row["id"]),
-            channel_id=ConversationId(row["channel_id"]),
-            description=row["description"],
-            turn_id=row["turn_id"],
-            reply_to=row["reply_to"],
-        )
+        branch = to_branch_run(row)
         if row["attempts"] < MAX_ATTEMPTS:
             branches.append(branch)
             continue
@@ -59,18 +53,7 @@ def recover_open_work(c: Connection, now: str) -> Recovery:
         insert_result(c, "branch", branch.id, branch.channel_id, branch.description, outcome, branch.reply_to, now)
     resumed: list[WorkerRun] = []
     for row in c.execute("SELECT * FROM worker_runs WHERE completed_at IS NULL ORDER BY started_at").fetchall():
-        run = WorkerRun(
-            id=NodeId(row["id"]),
-            channel_id=ConversationId(row["channel_id"]),
-            task=row["task"],
-            task_type=row["task_type"],
-            is_interactive=bool(row["is_interactive"]),
-            turn_id=row["turn_id"],
-            reply_to=row["reply_to"],
-            origin=row["origin"],
-            state=NodeState(row["state"]),
-            transcript=row["transcript"],
-        )
+        run = to_worker_run(row)
         if run.state in (NodeState.INTERRUPTED, NodeState.WAITING):
             resumed.append(run)
             continue

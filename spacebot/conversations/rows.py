@@ -10,11 +10,13 @@ from typing import Any
 from spacebot.base.clock import from_text, to_text
 from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId, new_uuid, platform_of
 from spacebot.base.text import clean_unicode
-from spacebot.base.tree import Outcome
+from spacebot.base.tree import NodeState, Outcome
 from spacebot.conversations.records import (
+    BranchRun,
     Journalled,
     LoggedMessage,
     PendingResult,
+    WorkerRun,
 )
 from spacebot.messaging.messages import Attachment, Author, InboundMessage, ReplyPreview
 from spacebot.storage.database import Connection, Row
@@ -155,4 +157,31 @@ def to_inbound(row: Row) -> InboundMessage:
         server_name=fields.get("server_name"),
         channel_name=fields.get("channel_name"),
         metadata=fields.get("platform_data", {}),
+    )
+
+
+def to_branch_run(row: Row) -> BranchRun:
+    """A branch from its row."""
+    return BranchRun(
+        id=NodeId(row["id"]),
+        channel_id=ConversationId(row["channel_id"]),
+        description=row["description"],
+        turn_id=row["turn_id"],
+        reply_to=row["reply_to"],
+    )
+
+
+def to_worker_run(row: Row) -> WorkerRun:
+    """A worker from its row."""
+    return WorkerRun(
+        id=NodeId(row["id"]),
+        channel_id=ConversationId(row["channel_id"]),
+        task=row["task"],
+        task_type=row["task_type"],
+        is_interactive=bool(row["is_interactive"]),
+        turn_id=row["turn_id"],
+        reply_to=row["reply_to"],
+        origin=row["origin"],
+        state=NodeState(row["state"]),
+        transcript=row["transcript"],
     )

@@ -9,6 +9,7 @@ Floor: llm
 import json
 from collections.abc import Iterable, Sequence
 
+from spacebot.base.errors import StorageError
 from spacebot.base.text import head_and_tail
 from spacebot.llm.messages import (
     Image,
@@ -25,7 +26,7 @@ from spacebot.llm.messages import (
 
 BYTES_PER_TOKEN = 4  # process spec 9
 IMAGE_TOKENS = 500
-LOST_RESULT = "The result of this call was lost; treat it as not having run, or check before repeating it."
+LOST_RESULT = "This call was cut off: it may have run in part, or not at all. Check before you repeat it."
 OPENING = "(the conversation before this point is not shown)"
 KEEP_MESSAGES = 2  # a cut never leaves fewer
 
@@ -223,7 +224,10 @@ def to_json(messages: Sequence[ModelMessage]) -> str:
 
 
 def from_json(text: str) -> list[ModelMessage]:
-    """Read what `to_json` wrote."""
+    """Read what `to_json` wrote.
+
+    Errors: StorageError when the text is damaged.
+    """
 
     def decode(part: dict[str, object]) -> Part:
         if "call" in part:
@@ -247,7 +251,10 @@ def from_json(text: str) -> list[ModelMessage]:
             )
         return Text(str(part["text"]))
 
-    return [
-        ModelMessage(Role(message["role"]), tuple(decode(part) for part in message["parts"]))
-        for message in json.loads(text)
-    ]
+    try:
+        return [
+            ModelMessage(Role(message["role"]), tuple(decode(part) for part in message["parts"]))
+            for message in json.loads(text)
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"a transcript is damaged ({type(error).__name__}); its work cannot go on") from error

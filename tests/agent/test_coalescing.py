@@ -160,13 +160,48 @@ def test_a_full_queue_leaves_all_that_follows_to_the_journal() -> None:
     assert seqs == list(range(BATCH, HELD))
 
 
+def test_results_that_are_only_told_are_all_told() -> None:
+    """Five jobs of one person that end one after another are no loop."""
+    pacing, now = Pacing(), 0.0
+    for number in range(2 * RETRIGGERS_IN_A_ROW):
+        pacing.add_result(finished(number), now)
+        now += RESULT_DEBOUNCE_S
+        work = pacing.take(now)
+        assert work is not None
+        pacing.note_end(work, has_spawned=False, untold=(), now=now)
+
+
+def test_results_that_cannot_be_told_are_tried_again_ever_later() -> None:
+    pacing, now, pauses = Pacing(), 0.0, []
+    pacing.add_result(finished(1), now)
+    now += RESULT_DEBOUNCE_S
+    for failures in range(8):
+        work = pacing.take(now)
+        assert work is not None
+        assert work.failures == failures
+        pacing.note_end(work, has_spawned=False, untold=work.results, now=now)
+        pauses.append(pacing.due_at() - now)
+        now = pacing.due_at()
+    assert pauses == [30, 60, 120, 240, 480, 600, 600, 600]
+
+
+def test_what_waits_outside_makes_no_haste_while_a_burst_is_gathered() -> None:
+    pacing = Pacing()
+    for number in range(HELD + 10):
+        pacing.add_message(journalled(number), 0.0, CONFIG)
+    assert pacing.has_overflowed
+    assert pacing.due_at() > 0.0
+
+
 @given(count=st.integers(0, 10))
-def test_results_alone_cause_so_many_turns_in_a_row(count: int) -> None:
+def test_results_that_start_new_work_cause_so_many_turns_in_a_row(count: int) -> None:
     pacing, turns, now = Pacing(), 0, 0.0
     for number in range(count):
         pacing.add_result(finished(number), now)
         now += RESULT_DEBOUNCE_S
-        turns += pacing.take(now) is not None
+        if (work := pacing.take(now)) is not None:
+            turns += 1
+            pacing.note_end(work, has_spawned=True, untold=(), now=now)
     assert turns == min(count, RETRIGGERS_IN_A_ROW)
     pacing.add_message(journalled(1, is_direct=True), now, CONFIG)
     work = pacing.take(now)

@@ -8,13 +8,14 @@ import trio
 from trio.testing import MockClock
 
 from spacebot.agent.pacing import RESULT_DEBOUNCE_S, RETRIGGERS_IN_A_ROW, RETRY_S
+from spacebot.agent.turn import TELLING_TRIES
 from spacebot.base.errors import ModelUnavailableError
 from spacebot.base.events import EventKind
 from spacebot.base.tree import NodeKind
 from spacebot.conversations.records import LedgerState
 from spacebot.llm.messages import ModelRequest, ProcessKind, Role
 from tests.conftest import Logs
-from tests.fakes.opened import DIRECT, ROOM, Opened, open_test_agent
+from tests.fakes.opened import DIRECT, ROOM, Opened, broken, healed, open_test_agent
 from tests.fakes.scripted_model import Call, Calls, Fail, Gate, Say, ScriptedModel
 
 DONE = Call("set_status", kind="outcome", status="the answer is 42")
@@ -221,13 +222,30 @@ async def test_a_result_that_nobody_was_told_is_told_later(ending: object, clock
 @pytest.mark.spec("P42")
 async def test_a_result_beyond_the_cap_survives_the_rest_of_its_channel(clock: MockClock, tmp_path: Path) -> None:
     """The channel leaves memory after an hour without having told; the next message still brings the result."""
+    again = Call("branch", description="again"), Call("reply", content="once more")
+    steps = [Calls(*again) for _ in range(RETRIGGERS_IN_A_ROW + 1)]
+    thoughts = [f"thought {number}" for number in range(RETRIGGERS_IN_A_ROW + 1)]
+    model = ScriptedModel(*steps, Call("reply", content="all told"), branch=thoughts)
+    async with open_test_agent(tmp_path, model) as opened:
+        await opened.say("Ann", "start")
+        for number in range(RETRIGGERS_IN_A_ROW + 1):
+            await opened.ended(number + 1)
+            await opened.events_of(EventKind.BRANCH_COMPLETED, number + 1)
+            await tell(opened)
+        await opened.advance(4000)
+        assert list(opened.tree.of_kind(NodeKind.CHANNEL)) == []
+        await opened.say("Ann", "and?")
+        await opened.ended(RETRIGGERS_IN_A_ROW + 2)
+
+    assert thoughts[-1] in model.requests_of(ProcessKind.CHANNEL)[-1].messages[-1].text
+
+
+async def test_a_result_that_no_model_will_tell_is_told_as_it_is(clock: MockClock, tmp_path: Path) -> None:
+    """Somebody waits for it: after some tries, ever further apart, people get the bare words."""
     down = Fail(ModelUnavailableError("down", model="m"))
     model = ScriptedModel(
         Calls(Call("branch", description="look"), Call("reply", content="wait")),
-        down,
-        down,
-        down,
-        "there",
+        *[down] * TELLING_TRIES,
         branch=["the treasure"],
     )
     async with open_test_agent(tmp_path, model) as opened:
@@ -235,15 +253,37 @@ async def test_a_result_beyond_the_cap_survives_the_rest_of_its_channel(clock: M
         await opened.events_of(EventKind.BRANCH_COMPLETED, 1)
         await opened.ended(1)
         await tell(opened)
-        for number in range(2, 5):
-            await opened.ended(number)
-            await opened.advance(RETRY_S)
-        await opened.advance(4000)
-        assert list(opened.tree.of_kind(NodeKind.CHANNEL)) == []
-        await opened.say("Ann", "and?")
-        await opened.ended(5)
+        for number in range(TELLING_TRIES):
+            await opened.ended(2 + number)
+            await opened.advance(RETRY_S * 2**number)
+        said = await opened.said(2)
+        assert await opened.agent.conversations.pending_results(DIRECT) == []
 
-    assert "the treasure" in model.requests_of(ProcessKind.CHANNEL)[-1].messages[-1].text
+    assert said[0] == "wait"
+    assert "the treasure" in said[1]
+
+
+async def test_a_finished_piece_of_an_interactive_worker_survives_a_full_disk(
+    clock: MockClock, tmp_path: Path, logs: Logs
+) -> None:
+    logs.expect("result not written")
+    model = ScriptedModel(
+        Calls(Call("spawn_worker", task="dig", interactive=True), Call("reply", content="on it")),
+        Call("reply", content="there it is"),
+        worker=[Call("set_status", status="found gold", kind="outcome")],
+    )
+    async with open_test_agent(tmp_path, model) as opened:
+        broken(opened, "INSERT", "pending_results")
+        await opened.say("Ann", "dig")
+        await opened.ended(1)
+        await opened.settled()
+        healed(opened)
+        await opened.advance(RETRY_S)
+        await tell(opened)
+        await opened.ended(2)
+        assert (await opened.said(2))[-1] == "there it is"
+
+    assert "found gold" in model.requests_of(ProcessKind.CHANNEL)[-1].messages[-1].text
 
 
 @pytest.mark.spec("P4")

@@ -1,6 +1,5 @@
 """The program stops, in good order or not: everything is answered exactly once."""
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -15,26 +14,10 @@ from spacebot.conversations.records import LedgerState
 from spacebot.conversations.recovery import MAX_ATTEMPTS
 from spacebot.llm.messages import ProcessKind
 from tests.conftest import Logs
-from tests.fakes.opened import DIRECT, ROOM, Opened, freeze_copy, open_test_agent
+from tests.fakes.opened import DIRECT, ROOM, broken, freeze_copy, healed, open_test_agent
 from tests.fakes.scripted_model import Call, Calls, Fail, Gate, ScriptedModel
 
 DONE = Call("set_status", kind="outcome", status="the answer is 42")
-
-
-def broken(opened: Opened, when: str, table: str) -> None:
-    """Make a kind of write fail from now on, as a full disk would."""
-    with sqlite3.connect(opened.database()) as connection:
-        connection.execute(
-            f"CREATE TRIGGER broken BEFORE {when} ON {table} BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
-        )
-    connection.close()
-
-
-def healed(opened: Opened) -> None:
-    """Let all writes succeed again."""
-    with sqlite3.connect(opened.database()) as connection:
-        connection.execute("DROP TRIGGER broken")
-    connection.close()
 
 
 @pytest.mark.parametrize("in_good_order", [True, False])

@@ -9,6 +9,7 @@ is an event, and a watchdog in real time tells what was seen when it never comes
 """
 
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -252,3 +253,19 @@ def _watchdog() -> Any:
             yield barked
         finally:
             timer.cancel()
+
+
+def broken(opened: Opened, when: str, table: str) -> None:
+    """Make a kind of write fail from now on, as a full disk would."""
+    with sqlite3.connect(opened.database()) as connection:
+        connection.execute(
+            f"CREATE TRIGGER broken BEFORE {when} ON {table} BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
+    connection.close()
+
+
+def healed(opened: Opened) -> None:
+    """Let all writes succeed again."""
+    with sqlite3.connect(opened.database()) as connection:
+        connection.execute("DROP TRIGGER broken")
+    connection.close()
