@@ -39,7 +39,12 @@ class InstancePaths:
 
     @classmethod
     def find(cls, config: Path | None = None) -> "InstancePaths":
-        """Derive all paths from the `--config` option and the environment."""
+        """Derive all paths from the `--config` option and the environment.
+
+        Errors: ConfigError when the option names a directory.
+        """
+        if config is not None and config.expanduser().is_dir():
+            raise ConfigError(f"--config {str(config)!r} is a directory; name the file in it, such as config.toml")
         root = instance_dir(config)
         return cls(root, config.expanduser().resolve() if config else root / "config.toml")
 

@@ -5,8 +5,12 @@ Floor: cli
 
 import sys
 
+from spacebot.base.errors import ModelRejectedError
 from spacebot.base.paths import InstancePaths
 from spacebot.config.load import DEMO, load_config
+from spacebot.config.model import Config
+from spacebot.llm.messages import ProcessKind
+from spacebot.llm.routing import choose_models
 
 
 def check_config(paths: InstancePaths) -> int:
@@ -19,9 +23,34 @@ def check_config(paths: InstancePaths) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     config = loaded.config
     providers = [name for name in config.llm.provider if name != DEMO]
+    models, faults = _models(config)
     print(f"file:      {paths.config}{'' if loaded.content_hash else ' (does not exist)'}")
     print(f"agents:    {', '.join(agent.id for agent in config.agents)} (default: {config.default_agent.id})")
-    print(f"providers: {', '.join(providers) or 'none; the built-in demo model answers'}")
+    print(f"providers: {', '.join(providers) or 'none'}")
+    for line in models:
+        print(f"model:     {line}")
     print(f"web chat:  {f'{config.api.bind}, port {config.api.port}' if config.api.enabled else 'off'}")
+    if faults:
+        for fault in faults:
+            print(f"error: {fault}", file=sys.stderr)
+        print("the file can be read, but messages would fail", file=sys.stderr)
+        return 1
     print("the configuration is valid")
     return 0
+
+
+def _models(config: Config) -> tuple[list[str], list[str]]:
+    """The model that answers for each agent, a line each, and what is wrong where none can."""
+    lines: list[str] = []
+    faults: dict[str, None] = {}
+    for agent in config.agents:
+        for process in (ProcessKind.CHANNEL, ProcessKind.BRANCH, ProcessKind.WORKER):
+            try:
+                target = choose_models(process, None, agent.routing, config.llm)[0]
+            except ModelRejectedError as error:
+                faults[f"agent {agent.id!r}, {process}: {error}"] = None
+                continue
+            if process is ProcessKind.CHANNEL:
+                note = " (built-in rules: no provider key was found)" if target.provider == DEMO else ""
+                lines.append(f"{target.model} for {agent.id}{note}")
+    return lines, list(faults)

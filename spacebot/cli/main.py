@@ -91,6 +91,8 @@ def main(
         options = _parse(words)
         return _run(options, load_app, command)
     except KeyboardInterrupt:
+        if sys.stdout.isatty():
+            print()  # the prompt of the shell begins on a line of its own
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left (`| head`); nothing more can be said, not even at exit.

@@ -250,12 +250,17 @@ def test_config_check_shows_what_is_in_effect_or_all_that_is_wrong(instance: Ins
     file = tmp_path / "my.toml"
     file.write_text('[llm]\ngroq_key = "long-enough-key"\nunknown = 1\n')
     good = instance.run("config", "check", "-c", str(file))
+    file.write_text('[defaults.routing]\nchannel = "nobody/model"\n')
+    useless = instance.run("config", "check", "-c", str(file))
     file.write_text("[api]\nport = -1\nenabled = 'perhaps'\n")
     bad = instance.run("-c", str(file), "config", "check")
 
     assert good.returncode == 0
     assert "providers: groq" in good.stdout
     assert "unknown key 'llm.unknown'" in good.stderr
+    assert "model:     groq/" in good.stdout
+    assert useless.returncode == 1
+    assert "needs the provider 'nobody'" in useless.stderr
     assert (bad.returncode, bad.stdout) == (1, "")
     assert "api.port = -1: must be at least 0" in bad.stderr
     assert "api.enabled = 'perhaps': must be true or false" in bad.stderr
