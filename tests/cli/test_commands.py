@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -204,7 +205,8 @@ def test_control_c_is_quiet(instance: Instance) -> None:
         os.write(terminal, b"\x03")
         select.select([terminal], [], [], 0.3)
         ended, status = os.waitpid(pid, os.WNOHANG)
-    assert os.waitstatus_to_exitcode(status) == 130
+    # A second one may meet the interpreter on its way out; a shell shows both as 130.
+    assert os.waitstatus_to_exitcode(status) in (130, -signal.SIGINT)
     assert b"Traceback" not in seen
     os.close(terminal)
 
