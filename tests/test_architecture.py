@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,3 +119,11 @@ def test_nothing_is_detached() -> None:
         if re.search(r"threading\.Thread\(|spawn_system_task", text) and name not in owners
     ]
     assert not wrong
+
+
+def test_the_wheel_holds_every_package_and_every_prompt() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    packages = {".".join(file.relative_to(ROOT).parts[:-1]) for file in PACKAGE.rglob("__init__.py")}
+    folders = {ROOT / "prompts", *(file.parent for file in (ROOT / "prompts").rglob("*.md"))}
+    prompts = {".".join(["spacebot", "_bundled", *folder.relative_to(ROOT).parts]) for folder in folders}
+    assert listed == packages | prompts
