@@ -1,7 +1,9 @@
 """The durable log: each method is one promise about exactly once."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,11 +11,12 @@ from spacebot.base.clock import Clock
 from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId, new_uuid
 from spacebot.base.paths import package_file
 from spacebot.base.tree import NodeState, Outcome
+from spacebot.conversations.fate import find_fate
 from spacebot.conversations.log import Conversations
-from spacebot.conversations.records import BranchRun, LedgerState, TurnState, WorkerRun
+from spacebot.conversations.records import BranchRun, LedgerState, Standing, TurnState, WorkerRun
 from spacebot.conversations.recovery import MAX_ATTEMPTS
 from spacebot.messaging.messages import Attachment, OutboundKind, ReplyPreview
-from spacebot.storage.database import open_database
+from spacebot.storage.database import Connection, open_database
 from tests.fakes.opened import DIRECT, EPOCH, ROOM, text_from
 
 CHANNEL = ConversationId(DIRECT)
@@ -113,7 +116,7 @@ async def test_a_result_is_told_once(log: Conversations) -> None:
     await log.accept(text_from("Ann", "hi"))
     await log.start_worker(worker_run(is_interactive=True))
     for text in ("one", "two"):
-        await log.add_result(worker_run(), Outcome(NodeState.DONE, text))
+        await log.add_result(worker_run(), Outcome(NodeState.DONE, text), status="", transcript="[]", tool_calls=0)
     one, two = await log.pending_results(CHANNEL)
     await log.begin_turn(TURN, CHANNEL, "results", [])
     await log.record_reply(TURN, CHANNEL, "told", result_ids=[one.id])
@@ -196,8 +199,97 @@ async def test_the_writer_of_a_message_is_known_whoever_spoke_since(log: Convers
     assert (await log.standing(ConversationId(ROOM))).user_id == "bob"
 
 
+@pytest.mark.parametrize("has_direct_first", [True, False])
+async def test_who_joins_a_chat_never_gets_what_belongs_to_one_person(
+    has_direct_first: bool, log: Conversations
+) -> None:
+    """A claimed name in a shared session must not stand beside the directness of another message."""
+    mine = {}
+    for is_direct in (has_direct_first, not has_direct_first):
+        author = "Ann" if is_direct else "Owner"
+        mine[author] = (await log.accept(text_from(author, "hi", is_direct=is_direct))).message_id
+        if is_direct and has_direct_first:
+            assert await log.standing(CHANNEL, mine["Ann"]) == Standing(is_direct=True, user_id="ann")
+    assert await log.standing(CHANNEL, mine["Owner"]) == Standing(is_direct=False, user_id="owner")
+    assert await log.standing(CHANNEL, mine["Ann"]) == Standing(is_direct=False, user_id="ann")
+    again = await log.accept(text_from("Ann", "alone again"))
+    assert not (await log.standing(CHANNEL, again.message_id)).is_direct
+    assert not (await log.standing(CHANNEL)).is_direct
+
+
+async def test_what_was_said_alone_is_not_shown_elsewhere_because_others_joined(log: Conversations) -> None:
+    await log.accept(text_from("Ann", "a secret"))
+    await log.accept(text_from("Eve", "now we are two", is_direct=False))
+    (record,) = await log.channels()
+    assert record.is_direct
+
+
 async def test_an_unknown_message_has_no_fate(log: Conversations) -> None:
     assert await log.fate("nobody") is None
+
+
+async def test_a_fate_is_found_by_the_id_before_the_platforms_own_name(log: Conversations) -> None:
+    mine = await log.accept(text_from("Ann", "mine", platform_id="c1"))
+    await log.accept(text_from("Bob", "a trap", conversation=ROOM, platform_id=mine.message_id))
+    await log.accept(text_from("Bob", "reused", conversation=ROOM, platform_id="c1"))
+    await log.accept(text_from("Bob", "only here", conversation=ROOM, platform_id="c2"))
+
+    async def text(message_id: str, channel: str | None = None) -> str | None:
+        fate = await log.fate(message_id, channel_id=ConversationId(channel) if channel else None)
+        return fate and fate.message.content
+
+    assert await text(mine.message_id) == "mine"
+    assert await text("c1", DIRECT) == "mine"
+    assert await text("c1", ROOM) == "reused"
+    assert await text("c2") == "only here"
+    assert await text("c2", DIRECT) is None
+    assert await text(mine.message_id, DIRECT) == "mine"
+    assert await text(mine.message_id, ROOM) == "a trap"
+
+
+async def test_a_fate_lists_each_reply_once_in_order(log: Conversations) -> None:
+    accepted = await log.accept(text_from("Ann", "hi"))
+    await log.begin_turn(TURN, CHANNEL, "messages", [accepted.message_id])
+    await log.record_reply(TURN, CHANNEL, "by turn and message", reply_to=accepted.message_id)
+    await log.record_reply(TURN, CHANNEL, "by turn")
+    await log.record_reply(TurnId("later"), CHANNEL, "by message", reply_to=accepted.message_id)
+    fate = await log.fate(accepted.message_id)
+    assert fate is not None
+    assert [reply.content for reply in fate.replies] == ["by turn and message", "by turn", "by message"]
+
+
+class _Noting:
+    """A connection that keeps the plan of what it runs."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.plans: list[str] = []
+
+    def execute(self, sql: str, parameters: Any = ()) -> Any:
+        plan = self._connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)
+        self.plans += [step["detail"] for step in plan]
+        return self._connection.execute(sql, parameters)
+
+
+@pytest.mark.parametrize("channel", [None, CHANNEL])
+async def test_no_table_is_read_through_for_a_fate(channel: ConversationId | None, tmp_path: Path) -> None:
+    def plans(c: Connection, message_id: str) -> list[str]:
+        noting = _Noting(c)
+        assert find_fate(noting, message_id, channel) is not None  # type: ignore[arg-type]
+        return noting.plans
+
+    async with open_database(tmp_path / "log.db", package_file("storage", "sql")) as database:
+        log = Conversations(database, Clock())
+        accepted = await log.accept(text_from("Ann", "hi", platform_id="m1"))
+        await log.begin_turn(TURN, CHANNEL, "messages", [accepted.message_id])
+        await log.record_reply(TURN, CHANNEL, "hello", reply_to=accepted.message_id)
+        found = [
+            step
+            for name in (accepted.message_id, "m1")
+            for step in await database.read(partial(plans, message_id=name))
+        ]
+    assert any(step.startswith("SEARCH") for step in found)
+    assert [step for step in found if step.startswith("SCAN") and step != "SCAN CONSTANT ROW"] == []
 
 
 async def test_a_branch_that_dies_with_the_program_too_often_is_given_up(tmp_path: Path) -> None:

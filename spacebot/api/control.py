@@ -29,7 +29,7 @@ from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.control_address import check_address, control_address
 from spacebot.base.errors import ConfigError, NotFoundError, RefusedError, SpacebotError
 from spacebot.base.events import EventBus, EventKind
-from spacebot.base.ids import AgentId, MessageId
+from spacebot.base.ids import AgentId, ConversationId, MessageId
 from spacebot.base.tree import NodeKind, Tree
 from spacebot.config.store import ConfigStore, ReloadReport
 from spacebot.conversations.records import Fate, LedgerState
@@ -117,16 +117,11 @@ class _Started(trio.TaskStatus[Any]):
 
 @asynccontextmanager
 async def _bound_socket(path: Path) -> AsyncIterator[trio.SocketListener]:
-    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         check_address(path, create=True)
         await _remove_stale(path)
-        old = os.umask(0o177)  # nobody else may connect, not even between bind and a later chmod
-        try:
-            await listener.bind(os.fsencode(path))
-        finally:
-            os.umask(old)
-        listener.listen(64)
+        _listen(listener, path)
         inode = _inode(path)
     except OSError as error:
         listener.close()
@@ -135,11 +130,18 @@ async def _bound_socket(path: Path) -> AsyncIterator[trio.SocketListener]:
         listener.close()
         raise
     try:
-        yield trio.SocketListener(listener)
+        yield trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     finally:
         listener.close()
         if _inode(path) == inode:
             _remove(path)
+
+
+def _listen(listener: socket.socket, path: Path) -> None:
+    listener.bind(os.fsencode(path))
+    path.chmod(0o600)  # before it listens: until then the system refuses everybody
+    listener.listen(64)
+    listener.setblocking(False)
 
 
 def _inode(path: Path) -> int | None:
@@ -334,6 +336,8 @@ class _Commands:
             raise NotFoundError(f"nothing with the id {wanted!r} is running; spacebot top shows what is")
         if found[0].kind in _NOT_CANCELLABLE:
             raise RefusedError(f"{wanted!r} is a part of the program itself; spacebot stop ends the whole")
+        if found[0].kind == NodeKind.CHANNEL:
+            raise RefusedError("a conversation cannot be cancelled; cancel its turn, branches and workers instead")
         self._tree.cancel(found[0].id, "cancelled from the command line")
         await reply.send("ok", id=found[0].id, kind=found[0].kind)
 
@@ -380,7 +384,7 @@ class _Commands:
                 message_id, seq, is_new = await self._accept(agent, session, request)
                 await reply.send("accepted", message_id=message_id, seq=seq, is_new=is_new)
             if message_id is not None and request.get("until_answered"):
-                await _relay_until_answered(stream, agent, message_id, reply)
+                await _relay_until_answered(stream, agent, conversation_id, message_id, reply)
                 return
             while (event := await stream.receive()) is not None:  # `async for` would leave a generator to the collector
                 await reply.send("event", name=event.name, data=event.data)
@@ -414,10 +418,12 @@ class _Commands:
         return accepted.message_id, accepted.seq, accepted.is_new
 
 
-async def _relay_until_answered(stream: SessionStream, agent: AgentHandle, message_id: MessageId, reply: Reply) -> None:
+async def _relay_until_answered(
+    stream: SessionStream, agent: AgentHandle, channel_id: ConversationId, message_id: MessageId, reply: Reply
+) -> None:
     """Pass events on until the ledger says that the message is dealt with; the end repeats all replies to it."""
     while True:
-        fate = await agent.conversations.fate(message_id)
+        fate = await agent.conversations.fate(message_id, channel_id=channel_id)
         put_off = fate is not None and fate.state is LedgerState.SKIPPED and fate.is_pending
         if fate is not None and fate.state not in _OPEN and fate.turn_state != "running" and not put_off:
             replies = [asdict(logged) for logged in fate.replies]

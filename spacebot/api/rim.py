@@ -3,6 +3,7 @@
 A loopback bind needs no token, so two things must be impossible: a foreign page calling us through its
 visitor's browser (Origin check), and a foreign name that resolves to this machine (Host check, DNS rebinding).
 With a token the Host does not matter: a page that rebinds a name still lacks the token.
+A page that may show the chat in a frame is as foreign as any: the frame is our own page, its scripts are not.
 
 Flow:    host -> origin -> token -> route; then headers on the answer, JSON for every error under /api/
 Floor:   api
@@ -29,11 +30,6 @@ log = logging.getLogger(__name__)
 
 TICKET_S = 300  # seconds that a ticket opens event streams
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
-_CORS = {
-    "access-control-allow-methods": "GET, POST",
-    "access-control-allow-headers": "authorization, content-type, last-event-id",
-    "access-control-max-age": "600",
-}
 
 
 class Tickets:
@@ -64,9 +60,9 @@ class Rim:
         self._app = app
         self._tickets = tickets
         self._token = config.auth_token.get_secret_value().encode() if config.auth_token is not None else None
-        self._origins = frozenset(_origins(config))
-        self._hosts = frozenset(urlsplit(origin).hostname for origin in self._origins)
-        self._page_headers = _page_headers(self._origins)
+        origins = frozenset(_origins(config))
+        self._hosts = frozenset(urlsplit(origin).netloc for origin in origins)
+        self._page_headers = _page_headers(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -74,17 +70,16 @@ class Rim:
             return
         has_started = False
         headers = Headers(scope=scope)
-        origin = headers.get("origin")
 
         async def send_guarded(message: Message) -> None:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                self._complete(MutableHeaders(scope=message), origin)
+                self._complete(MutableHeaders(scope=message))
             await send(message)
 
         try:
-            refusal = self._refusal(HTTPConnection(scope), headers, origin)
+            refusal = self._refusal(HTTPConnection(scope), headers)
             await (self._app if refusal is None else refusal)(scope, receive, send_guarded)
         except Exception as error:  # boundary: request
             log.error("request failed", exc_info=error, extra={"kv": {"path": scope["path"]}})
@@ -92,18 +87,17 @@ class Rim:
                 answer = JSONResponse({"error": "internal error; the log has the details"}, 500)
                 await answer(scope, receive, send_guarded)
 
-    def _refusal(self, request: HTTPConnection, headers: Headers, origin: str | None) -> Response | None:
+    def _refusal(self, request: HTTPConnection, headers: Headers) -> Response | None:
         host = headers.get("host", "")
         if self._token is None and not self._is_known_host(host):
             return _error(403, f"host {host[:100]!r} is not allowed; use localhost or one of api.allowed_origins")
         path = request.scope["path"]
         if not (path == "/api" or path.startswith("/api/")):
             return None
-        if not self._is_known_origin(origin, host, headers.get("sec-fetch-site")):
+        origin = headers.get("origin")
+        if not _is_own_origin(origin, host, headers.get("sec-fetch-site")):
             named = repr(origin[:100]) if origin else "of another site"
-            return _error(403, f"origin {named} is not allowed; add it to api.allowed_origins")
-        if request.scope["method"] == "OPTIONS" and origin is not None:
-            return Response(status_code=204, headers=_CORS)
+            return _error(403, f"origin {named} is not allowed; the API answers its own pages only")
         if self._token is None or path == "/api/health" or self._has_token(request, headers, self._token):
             return None
         return _error(401, "unauthorized", {"www-authenticate": "Bearer"})
@@ -113,16 +107,12 @@ class Rim:
             return False
         try:
             name = urlsplit(f"//{host}").hostname or ""
-            if name in self._hosts or name == "localhost" or name.endswith(".localhost"):
+            # The port counts too: a framing page that rebinds its own name to us has to name our port with it.
+            if host.lower() in self._hosts or name == "localhost" or name.endswith(".localhost"):
                 return True
             return ip_address(name).is_loopback
         except ValueError:  # neither a loopback name nor an address
             return False
-
-    def _is_known_origin(self, origin: str | None, host: str, site: str | None) -> bool:
-        if origin is None:
-            return site != "cross-site"  # no browser, or one that says it is our own page
-        return origin.lower() in self._origins or origin.lower().partition("://")[2] == host.lower() != ""
 
     def _has_token(self, request: HTTPConnection, headers: Headers, token: bytes) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -131,13 +121,16 @@ class Rim:
         ticket = request.query_params.get("ticket")
         return ticket is not None and request.scope["method"] == "GET" and self._tickets.is_valid(ticket)
 
-    def _complete(self, headers: MutableHeaders, origin: str | None) -> None:
+    def _complete(self, headers: MutableHeaders) -> None:
         for name, value in self._page_headers.items():
             headers.setdefault(name, value)
         headers.setdefault("cache-control", "no-store")
-        if origin is not None and origin.lower() in self._origins:
-            headers["access-control-allow-origin"] = origin
-            headers.add_vary_header("Origin")
+
+
+def _is_own_origin(origin: str | None, host: str, site: str | None) -> bool:
+    if origin is None:
+        return site != "cross-site"  # no browser, or one that says it is our own page
+    return origin.lower().partition("://")[2] == host.lower() != ""
 
 
 def _error(status_code: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -10,8 +10,9 @@ Source:  messaging spec 14.5, control spec 4.8 and 8.3 (72, 73)
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -35,7 +36,6 @@ from spacebot.api.streams import EventStream, Frame
 from spacebot.base.clock import Clock
 from spacebot.base.events import EventKind
 from spacebot.base.ids import ConversationId
-from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import Accepted, Fate, LedgerState, TurnState
 from spacebot.messaging.messages import MAX_TEXT, Author, InboundMessage
 
@@ -90,8 +90,9 @@ class WebchatRoutes:
                 last_seq = stream.last_seq
                 accepted = await agent.accept(message)
                 # Of a message that was sent before, the answer may be there already.
-                fate = None if accepted.is_new else await agent.conversations.fate(accepted.message_id)
-                yield TurnFrames(stream, agent.conversations, accepted, fate, last_seq)
+                read_fate = partial(agent.conversations.fate, accepted.message_id, channel_id=conversation_id)
+                fate = None if accepted.is_new else await read_fate()
+                yield TurnFrames(stream, read_fate, accepted, fate, last_seq)
 
         return EventStream(self._api.streams, open_source)
 
@@ -139,16 +140,19 @@ class WebchatRoutes:
         return InboundMessage(
             platform=PLATFORM,
             conversation_id=conversation_of(body.session_id),
-            author=Author(
-                id=body.sender_name if self._is_private or body.shared else f"session:{body.session_id}",
-                name=body.sender_name,
-            ),
+            author=Author(id=self._author_id(body), name=body.sender_name),
             text=body.message,
             sent_at=self._clock.now(),
             agent_id=agent.id,
             platform_id=body.client_id,
             is_direct=not body.shared,
         )
+
+    def _author_id(self, body: SendBody) -> str:
+        """The person's name, or where anybody may claim any name, one that nobody else can have."""
+        if self._is_private:
+            return body.sender_name
+        return f"claimed:{body.session_id}:{body.sender_name}" if body.shared else f"session:{body.session_id}"
 
 
 class SessionFrames:
@@ -193,13 +197,13 @@ class TurnFrames:
     def __init__(
         self,
         stream: SessionStream,
-        conversations: Conversations,
+        read_fate: Callable[[], Awaitable[Fate | None]],
         accepted: Accepted,
         fate: Fate | None,
         last_seq: int,
     ) -> None:
         self._stream = stream
-        self._conversations = conversations
+        self._read_fate = read_fate
         self._accepted = accepted
         self._turn_id: str | None = None
         self._other_turns: set[str] = set()
@@ -227,7 +231,7 @@ class TurnFrames:
         data = event.data
         if event.name == HELLO:
             if data["skipped"]:  # the end of our turn may have been among what was lost
-                fate = await self._conversations.fate(self._accepted.message_id)
+                fate = await self._read_fate()
                 if fate is not None and _has_ended(fate):
                     self._end(fate.turn_state, fate.turn_detail or fate.reason)
         elif event.name == MESSAGE:
@@ -248,7 +252,7 @@ class TurnFrames:
 
     async def _turn_ended(self, data: Mapping[str, Any]) -> None:
         """Go on when the turn said nothing because what it started has to say it."""
-        fate = await self._conversations.fate(self._accepted.message_id)
+        fate = await self._read_fate()
         self._is_put_off = fate is not None and fate.state is LedgerState.SKIPPED and fate.is_pending
         if not self._is_put_off:
             self._end(data["outcome"], data.get("reason"))
@@ -261,7 +265,7 @@ class TurnFrames:
         if turn_id is None or self._turn_id is not None or turn_id in self._other_turns:
             return is_reply or (turn_id is not None and turn_id == self._turn_id)
         if not is_reply:
-            fate = await self._conversations.fate(self._accepted.message_id)
+            fate = await self._read_fate()
             if fate is None or fate.turn_id != turn_id:
                 self._other_turns.add(turn_id)
                 return False

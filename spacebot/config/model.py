@@ -45,7 +45,7 @@ class ApiConfig(_Table):
     port: int = Field(default=5738, ge=0, le=65535)  # 0 lets the system choose
     bind: str = "127.0.0.1"
     auth_token: SecretStr | None = None
-    allowed_origins: tuple[str, ...] = ()  # pages of other sites that may embed the web chat
+    allowed_origins: tuple[str, ...] = ()  # pages of other sites that may show the web chat in a frame
 
     @field_validator("bind")
     @classmethod

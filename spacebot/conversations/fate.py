@@ -3,25 +3,29 @@
 Floor: conversations
 """
 
-from spacebot.base.ids import MessageId
+from spacebot.base.ids import ConversationId, MessageId
 from spacebot.conversations.records import Fate, LedgerState
 from spacebot.conversations.rows import to_logged
-from spacebot.storage.database import Connection
+from spacebot.storage.database import Connection, Row
 
 
-def find_fate(c: Connection, message_id: str) -> Fate | None:
-    row = c.execute(
-        "SELECT m.*, l.state, l.turn_id AS in_turn, l.reason, l.attempts FROM ledger l "
-        "JOIN conversation_messages m ON m.id = l.message_id WHERE m.id = ? OR m.platform_id = ?",
-        (message_id, message_id),
-    ).fetchone()
+def find_fate(c: Connection, message_id: str, channel_id: ConversationId | None) -> Fate | None:
+    """Read what became of a message. Every step goes by an index: the log grows for years.
+
+    Args:
+        message_id: our own id, or else the name that its platform or client gave it.
+        channel_id: where it must have come in; None for anywhere. Names are unique within a channel only, so
+            without it the newest message of that name is meant.
+    """
+    row = _find(c, "m.id", message_id, channel_id) or _find(c, "m.platform_id", message_id, channel_id)
     if row is None:
         return None
     turn_id = row["in_turn"]
     turn = c.execute("SELECT * FROM turns WHERE id = ?", (turn_id,)).fetchone()
     others = c.execute("SELECT message_id FROM ledger WHERE turn_id = ? AND message_id <> ?", (turn_id, row["id"]))
     replies = c.execute(
-        "SELECT * FROM conversation_messages WHERE role = 'assistant' AND (turn_id = ? OR reply_to = ?) ORDER BY seq",
+        "SELECT * FROM conversation_messages WHERE role = 'assistant' AND turn_id = ? "
+        "UNION SELECT * FROM conversation_messages WHERE role = 'assistant' AND reply_to = ? ORDER BY seq",
         (turn_id, row["id"]),
     )
     runs = c.execute(
@@ -49,3 +53,13 @@ def find_fate(c: Connection, message_id: str) -> Fate | None:
         is_pending=bool(is_pending),
         runs=tuple(dict(run) for run in runs),
     )
+
+
+def _find(c: Connection, column: str, value: str, channel_id: ConversationId | None) -> Row | None:
+    place, values = ("", (value,)) if channel_id is None else ("AND m.channel_id = ? ", (value, channel_id))
+    row: Row | None = c.execute(
+        "SELECT m.*, l.state, l.turn_id AS in_turn, l.reason, l.attempts FROM conversation_messages m "
+        f"JOIN ledger l ON l.message_id = m.id WHERE {column} = ? {place}ORDER BY m.created_at DESC LIMIT 1",
+        values,
+    ).fetchone()
+    return row

@@ -404,18 +404,23 @@ class Conversations:
         return await self._database.read(read)
 
     async def standing(self, channel_id: ConversationId, message_id: MessageId | None = None) -> Standing:
-        """Whether a conversation is a direct chat, and who wrote a message of it (by default the last one)."""
+        """Who wrote a message of a conversation (by default the last one), and whether that was a direct chat.
+
+        Both come from that one message, lest a claimed name stand beside the directness of another; and a
+        conversation that others ever joined is direct for nobody.
+        """
 
         def read(c: Connection) -> Standing:
-            channel = c.execute("SELECT is_direct FROM channels WHERE id = ?", (channel_id,)).fetchone()
-            author = c.execute(
-                "SELECT sender_id FROM conversation_messages WHERE channel_id = ? AND role = 'user' "
-                "AND (? IS NULL OR id = ?) ORDER BY seq DESC LIMIT 1",
-                (channel_id, message_id, message_id),
+            which, values = ("", (channel_id,)) if message_id is None else ("AND m.id = ? ", (channel_id, message_id))
+            row = c.execute(
+                "SELECT m.sender_id, c.is_direct AND coalesce(json_extract(m.metadata, '$.is_direct'), 0) AS is_direct "
+                "FROM conversation_messages m JOIN channels c ON c.id = m.channel_id "
+                f"WHERE m.channel_id = ? AND m.role = 'user' {which}ORDER BY m.seq DESC LIMIT 1",
+                values,
             ).fetchone()
-            return Standing(
-                is_direct=bool(channel and channel["is_direct"]), user_id=author["sender_id"] if author else None
-            )
+            if row is None:
+                return Standing(is_direct=False, user_id=None)
+            return Standing(is_direct=bool(row["is_direct"]), user_id=row["sender_id"])
 
         return await self._database.read(read)
 
@@ -429,7 +434,7 @@ class Conversations:
                     id=ConversationId(row["id"]),
                     platform=row["platform"],
                     display_name=row["display_name"],
-                    is_direct=bool(row["is_direct"]),
+                    is_direct=bool(row["was_direct"]),  # what was said alone is not shown around when others join
                     created_at=row["created_at"],
                     last_activity_at=row["last_activity_at"],
                 )
@@ -438,9 +443,14 @@ class Conversations:
 
         return await self._database.read(read)
 
-    async def fate(self, message_id: str) -> Fate | None:
-        """What became of an inbound message; None when the log does not know it."""
-        return await self._database.read(lambda c: find_fate(c, message_id))
+    async def fate(self, message_id: str, *, channel_id: ConversationId | None = None) -> Fate | None:
+        """What became of an inbound message; None when the log does not know it.
+
+        Args:
+            message_id: our own id, or else the name that its platform or client gave it.
+            channel_id: where it must have come in; None looks everywhere.
+        """
+        return await self._database.read(lambda c: find_fate(c, message_id, channel_id))
 
     async def ledger_counts(self) -> dict[str, int]:
         """Number of inbound messages in each state."""
@@ -478,13 +488,15 @@ def _accept(c: Connection, message: InboundMessage, observe: bool, now: str) -> 
         if known is not None:
             return Accepted(message_id=MessageId(known["id"]), seq=known["seq"], is_new=False)
     c.execute(
-        "INSERT INTO channels (id, platform, display_name, is_direct, created_at, last_activity_at) "
-        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET last_activity_at = excluded.last_activity_at, "
-        "display_name = COALESCE(excluded.display_name, display_name)",
+        "INSERT INTO channels (id, platform, display_name, is_direct, was_direct, created_at, last_activity_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET last_activity_at = excluded.last_activity_at, "
+        "display_name = COALESCE(excluded.display_name, display_name), "
+        "is_direct = min(is_direct, excluded.is_direct), was_direct = max(was_direct, excluded.was_direct)",
         (
             message.conversation_id,
             platform_of(message.conversation_id),
             message.channel_name,
+            message.is_direct,
             message.is_direct,
             now,
             now,

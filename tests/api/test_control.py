@@ -1,6 +1,7 @@
 """The control socket: real sockets, a program without a mind."""
 
 import json
+import os
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -118,6 +119,15 @@ async def test_a_path_that_is_too_long_has_a_short_stand_in(tmp_path: Path) -> N
     assert not address.exists()
 
 
+async def test_the_files_of_other_threads_keep_their_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask of new files belongs to the whole process; nothing may touch it once threads run."""
+    touched: list[int] = []
+    monkeypatch.setattr(os, "umask", lambda mask: touched.append(mask) or 0)
+    async with open_control(tmp_path) as control:
+        assert stat.S_IMODE(control.path.stat().st_mode) == 0o600
+    assert touched == []
+
+
 async def test_a_socket_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be made"):
         await serve_control(tmp_path / "missing" / "s.sock", {})
@@ -203,6 +213,16 @@ async def test_a_process_is_cancelled_by_the_start_of_its_id(tmp_path: Path) -> 
         assert "begins 2 ids" in (await control.ask("cancel", id="abcd"))["message"]
         nodes = (await control.ask("top"))["nodes"]
         assert [node["id"] for node in nodes] == ["abcd1111", "abce2222", "daemon", "abcd3333"]
+
+
+async def test_a_whole_conversation_is_not_cancelled(tmp_path: Path) -> None:
+    """It would park its workers and run its turn again later."""
+    async with open_control(tmp_path) as control:
+        channel = control.program.tree.add(NodeKind.CHANNEL, "c", node_id="channel-1")
+        answer = await control.ask("cancel", id="channel-1")
+    assert answer["result"] == "error"
+    assert "its turn, branches and workers" in answer["message"]
+    assert not channel.cancel_scope.cancel_called
 
 
 async def test_the_configuration_is_read_again_or_the_reason_told(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from spacebot.config.model import ApiConfig
 from spacebot.conversations.records import Accepted
 from spacebot.messaging.messages import InboundMessage
 from tests.fakes.fake_program import FakeProgram, open_fake_program
+from tests.fakes.opened import text_from
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402
@@ -47,6 +48,15 @@ ARGUMENTS = (
 )
 CHAT = conversation_of("portal:chat:main")
 PATIENCE_S = 20
+SLOW_MS = 400  # of one rendering; an ordinary one of this length takes about 10
+# The first message drawn fails in a way that nobody foresaw.
+BREAK_ONE = """
+const right = Date.prototype.toLocaleTimeString;
+Date.prototype.toLocaleTimeString = function (...a) {
+  Date.prototype.toLocaleTimeString = right;
+  throw new Error("broken");
+};
+"""
 T = TypeVar("T")
 
 
@@ -303,6 +313,88 @@ async def test_nothing_scrolls_sideways_on_a_phone(tmp_path: Path) -> None:
                 assert width()
                 browser.driver.find_element(By.TAG_NAME, "body").send_keys(Keys.ESCAPE)
                 browser.wait(lambda: not browser.find("#work.open"), "the drawer is closed")
+
+            await drive(steps)
+
+
+HOSTILE = {
+    "quotes in quotes": ">" * 12_000,
+    "quotes with spaces": "> " * 12_000,
+    "lists in lists": "- " * 12_000 + "x",
+    "numbers in numbers": "1. " * 9_000,
+    "brackets": "[" * 29_000,
+    "half links": "[a](" * 7_000,
+    "half titles": '[a](b "' * 4_000,
+    "links after a gap": "[" * 14_000 + "a](b" + " " * 14_000,
+    "stars": "**a " * 7_000,
+    "backticks": "".join("`" * n + " " for n in range(1, 240)),
+    "strokes": "~~" * 14_000,
+    "addresses": "http://." * 3_600,
+    "blanks before a closing mark": "# a" + " " * 28_000 + "b",
+    "blanks in a table": "a | b\n" + " " * 28_000 + "x-",
+    "a strange line end": "- " + " " * 14_000 + "a" * 14_000 + "\u2028x",
+}
+MEASURE = """
+const [texts, done] = arguments;
+const {name} = performance.getEntriesByType('resource').find((entry) => entry.name.includes('markdown.js'));
+import(name).then(({renderMarkdown}) => done(Object.fromEntries(Object.entries(texts).map(([key, text]) => {
+  const began = performance.now();
+  const element = renderMarkdown(text);
+  return [key, {ms: performance.now() - began, length: element.textContent.length, shape: element.className}];
+}))));
+"""
+KNOWN = {
+    "**a** *b* _c_ ~~d~~ `e`": "<p><strong>a</strong> <em>b</em> <em>c</em> <del>d</del> <code>e</code></p>",
+    "**a *b* c** ``x`y`` snake_case_name 2 * 3 * 4": (
+        "<p><strong>a <em>b</em> c</strong> <code>x`y</code> snake_case_name 2 * 3 * 4</p>"
+    ),
+    "`a **b ~~c [d](e": "<p>`a **b ~~c [d](e</p>",
+    r"\*a\* !!": "<p>*a* !!</p>",
+    '[a](http://x.y/ "t") ![p](http://x.y/z) [no](javascript:x)': (
+        '<p><a href="http://x.y/" target="_blank" rel="noopener noreferrer">a</a> '
+        '<a href="http://x.y/z" target="_blank" rel="noopener noreferrer">p</a> no</p>'
+    ),
+    "(see https://x.y/a_b).": (
+        '<p>(see <a href="https://x.y/a_b" target="_blank" rel="noopener noreferrer">https://x.y/a_b</a>).</p>'
+    ),
+    "# C#\n## Title ##": "<h3>C#</h3><h4>Title</h4>",
+    "> a\n> > b": "<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote>",
+    "- a\n  - b\n- c": "<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul>",
+}
+RENDER = """
+const [texts, done] = arguments;
+const {name} = performance.getEntriesByType('resource').find((entry) => entry.name.includes('markdown.js'));
+import(name).then(({renderMarkdown}) => done(texts.map((text) => renderMarkdown(text).innerHTML)));
+"""
+
+
+async def test_no_message_can_make_a_chat_impossible_to_open(tmp_path: Path) -> None:
+    """Deep nesting, marks that never close, and a message that cannot be drawn at all."""
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path) as (program, url):
+            program.main.on_message = None
+            for text in ("before", *HOSTILE.values(), "after"):
+                accepted = await program.main.accept(text_from("user", "?", conversation=CHAT))
+                await program.main.conversations.record_reply(None, CHAT, text, reply_to=accepted.message_id)
+            count = 2 * len(HOSTILE) + 4
+
+            def steps() -> None:
+                browser.open(url)
+                browser.wait(lambda: len(browser.texts()) == count, "all messages")
+                assert browser.texts()[-1] == "after"
+                measured = browser.driver.execute_async_script(MEASURE, HOSTILE)
+                assert {key: one for key, one in measured.items() if one["ms"] > SLOW_MS} == {}
+                assert {key for key, one in measured.items() if one["shape"] != "prose"} == set()
+                assert {key for key, one in measured.items() if not one["length"]} == set()
+                rendered = browser.driver.execute_async_script(RENDER, list(KNOWN))
+                assert dict(zip(KNOWN, rendered, strict=True)) == KNOWN
+                assert browser.complaints() == []
+                browser.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": BREAK_ONE})
+                browser.driver.refresh()
+                browser.wait_online()
+                browser.wait(lambda: len(browser.texts()) == count, "all messages again")
+                assert browser.texts()[0] == "This message cannot be shown."
+                assert browser.texts()[-1] == "after"
 
             await drive(steps)
 

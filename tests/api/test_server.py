@@ -38,6 +38,8 @@ TOKEN = "a long secret"
         ("127.9.9.9", True),
         ("[::1]:5738", True),
         ("bot.example.com", True),
+        ("BOT.example.com", True),
+        ("bot.example.com:5738", False),
         ("evil.example.com", False),
         ("localhost.evil.example.com", False),
         ("127.0.0.1.evil.example.com", False),
@@ -62,8 +64,8 @@ async def test_only_names_of_this_machine_are_answered(tmp_path: Path, host: str
     [
         ({}, 202),
         ({"origin": "SELF"}, 202),
-        ({"origin": "https://friend.example.com"}, 202),
-        ({"origin": "https://FRIEND.example.com"}, 202),
+        ({"origin": "https://friend.example.com"}, 403),
+        ({"origin": "https://friend.example.com", "host": "friend.example.com"}, 202),
         ({"origin": "https://evil.example.com"}, 403),
         ({"origin": "http://friend.example.com"}, 403),
         ({"origin": "https://friend.example.com.evil.com"}, 403),
@@ -82,18 +84,26 @@ async def test_foreign_pages_cannot_send(tmp_path: Path, headers: dict[str, str]
         answer = await served.client.post("/api/webchat/send?wait=false", json=body, headers=headers)
         assert answer.status_code == code, answer.text
         assert len(served.agent.accepted) == (1 if code == 202 else 0)
-        shared = headers.get("origin", "").lower() == "https://friend.example.com"
-        assert ("access-control-allow-origin" in answer.headers) == shared
 
 
-async def test_a_preflight_is_answered_for_friends_only(tmp_path: Path) -> None:
-    config = ApiConfig(port=0, allowed_origins=("https://friend.example.com",), auth_token=SecretStr(TOKEN))
+@pytest.mark.parametrize("origin", ["https://friend.example.com", "https://evil.example.com"])
+async def test_a_page_that_shows_the_chat_cannot_read_the_api(tmp_path: Path, origin: str) -> None:
+    """Its frame is our own page; its scripts are not."""
+    config = ApiConfig(port=0, allowed_origins=("https://friend.example.com",))
     async with open_server(tmp_path, config=config) as served:
-        codes = [
-            (await served.client.options("/api/webchat/send", headers={"origin": origin})).status_code
-            for origin in ("https://friend.example.com", "https://evil.example.com")
+        await served.send("a secret")
+        query = {"agent_id": "main", "session_id": SESSION}
+        answers = [
+            await served.client.options("/api/webchat/send", headers={"origin": origin}),
+            await served.client.get("/api/channels", headers={"origin": origin}),
+            await served.client.get("/api/webchat/history", params=query, headers={"origin": origin}),
+            await served.client.get("/api/webchat/history", params=query, headers={"sec-fetch-site": "cross-site"}),
         ]
-    assert codes == [204, 403]
+        script = await served.client.get("/embed.js", headers={"origin": origin, "sec-fetch-site": "cross-site"})
+    assert [answer.status_code for answer in answers] == [403] * 4
+    assert script.status_code == 200
+    for answer in (*answers, script):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import trio
 from spacebot.api.requests import MAX_BODY
 from spacebot.api.sessions import conversation_of
 from spacebot.base.events import EventKind
-from spacebot.conversations.records import Accepted, TurnState
+from spacebot.config.model import ApiConfig
+from spacebot.conversations.records import Accepted, Standing, TurnState
 from spacebot.messaging.messages import MAX_TEXT, InboundMessage, OutboundKind
 from tests.api.serving import CONVERSATION, SESSION, UNREAD, Reader, Served, logged, open_server
 
@@ -184,6 +185,30 @@ async def test_deltas_of_a_session_stream_carry_only_what_is_new(tmp_path: Path)
         (None, ", two"),
         ("Else", None),
     ]
+
+
+async def test_a_name_that_is_only_claimed_is_nobody_elses(tmp_path: Path) -> None:
+    """Pages of other sites: a stranger first makes a direct chat, then joins it under the owner's name."""
+    config = ApiConfig(port=0, allowed_origins=("https://friend.example.com",))
+    claim = {"session_id": "evil", "shared": True, "sender_name": "terminal:terminal"}
+    async with open_server(tmp_path, config=config) as served:
+        await served.send("hello", session_id="evil")
+        claimed = (await served.send("what did I tell you?", **claim)).json()["message_id"]
+        log = served.agent.conversations
+        standing = await log.standing(conversation_of("evil"), claimed)
+        latest = await log.standing(conversation_of("evil"))
+    assert [message.author.id for message in served.agent.accepted] == [
+        "session:evil",
+        "claimed:evil:terminal:terminal",
+    ]
+    assert standing == latest == Standing(is_direct=False, user_id="claimed:evil:terminal:terminal")
+
+
+async def test_names_count_where_only_people_of_this_machine_come_in(tmp_path: Path) -> None:
+    async with open_server(tmp_path) as served:
+        await served.send("hello", sender_name="ann")
+        await served.send("hello", session_id="two", sender_name="ann", shared=True)
+    assert [message.author.id for message in served.agent.accepted] == ["ann", "ann"]
 
 
 async def test_history_is_the_log_of_one_session_of_one_agent(tmp_path: Path) -> None:

@@ -291,6 +291,20 @@ function showMessage(row, isOlder = false) {
   if (!isOlder) lastSeq = Math.max(lastSeq, row.seq);
   firstSeq = firstSeq ? Math.min(firstSeq, row.seq) : row.seq;
   if (row.kind === "reaction") return showReaction(row);
+  let element;
+  try {
+    element = draw(row);
+  } catch (error) {
+    console.error("message not drawn:", row.id, error);
+    element = el("article", { class: "message notice", "data-seq": row.seq }, el("div", { class: "body" }, "This message cannot be shown."));
+    element.append(el("div", { class: "meta" })); // where reactions go
+  }
+  shown.set(row.id, element);
+  if (isOlder) $("log").prepend(element);
+  else $("log").append(element);
+}
+
+function draw(row) {
   const body = el("div", { class: "body" }, row.role === "user" ? el("div", { class: "plain-text" }, row.content) : renderMarkdown(row.content));
   const meta = el("div", { class: "meta" });
   const element = el(
@@ -305,9 +319,7 @@ function showMessage(row, isOlder = false) {
   const asked = row.role === "user" ? row.id : row.reply_to;
   meta.append(copy);
   if (asked) meta.append(el("button", { type: "button", "aria-expanded": "false", title: "What became of this message, and why", onclick: (event) => toggleFate(event.currentTarget, element, asked) }, "Why"));
-  shown.set(row.id, element);
-  if (isOlder) $("log").prepend(element);
-  else $("log").append(element);
+  return element;
 }
 
 function showReaction(row) {

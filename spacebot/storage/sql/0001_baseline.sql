@@ -5,7 +5,8 @@ CREATE TABLE channels (
     platform         TEXT NOT NULL,
     display_name     TEXT,
     platform_meta    TEXT,                      -- JSON
-    is_direct        INTEGER NOT NULL DEFAULT 0,
+    is_direct        INTEGER NOT NULL DEFAULT 0, -- every message so far came from one person alone with the agent
+    was_direct       INTEGER NOT NULL DEFAULT 0, -- some message did
     is_active        INTEGER NOT NULL DEFAULT 1,
     last_seq         INTEGER NOT NULL DEFAULT 0,
     created_at       TEXT NOT NULL,
@@ -30,6 +31,9 @@ CREATE TABLE conversation_messages (
     UNIQUE (channel_id, seq)
 );
 CREATE UNIQUE INDEX messages_platform_id ON conversation_messages (channel_id, platform_id) WHERE platform_id IS NOT NULL;
+CREATE INDEX messages_anywhere ON conversation_messages (platform_id) WHERE platform_id IS NOT NULL;
+CREATE INDEX messages_turn ON conversation_messages (turn_id) WHERE turn_id IS NOT NULL;
+CREATE INDEX messages_reply_to ON conversation_messages (reply_to) WHERE reply_to IS NOT NULL;
 
 -- What became of every inbound message.
 CREATE TABLE ledger (
@@ -71,6 +75,7 @@ CREATE TABLE branch_runs (
     completed_at TEXT
 );
 CREATE INDEX branch_runs_channel ON branch_runs (channel_id, started_at);
+CREATE INDEX branch_runs_turn ON branch_runs (turn_id);
 
 CREATE TABLE worker_runs (
     id             TEXT PRIMARY KEY,
@@ -90,6 +95,7 @@ CREATE TABLE worker_runs (
     completed_at   TEXT
 );
 CREATE INDEX worker_runs_channel ON worker_runs (channel_id, started_at);
+CREATE INDEX worker_runs_turn ON worker_runs (turn_id);
 CREATE INDEX worker_runs_live ON worker_runs (state) WHERE completed_at IS NULL;
 
 -- Results that their channel has not told anybody yet.
@@ -107,6 +113,7 @@ CREATE TABLE pending_results (
     relayed_at   TEXT
 );
 CREATE INDEX pending_results_open ON pending_results (channel_id) WHERE relayed_at IS NULL;
+CREATE INDEX pending_results_reply_to ON pending_results (reply_to) WHERE relayed_at IS NULL;
 
 CREATE TABLE usage (
     id                 INTEGER PRIMARY KEY,
