@@ -69,8 +69,9 @@ class RunningProgram:
 
     @property
     def default_agent_id(self) -> AgentId:
-        """The agent that is asked where none is named."""
-        return AgentId(self.store.current.default_agent.id)
+        """The agent that is asked where none is named: the configured one, or the first while that is not running."""
+        wanted = AgentId(self.store.current.default_agent.id)
+        return wanted if wanted in self.by_id else next(iter(self.by_id), wanted)
 
     @property
     def sandbox(self) -> str:

@@ -76,6 +76,7 @@ class Channel:
             parts, node, channel_id, status=self.status, fork=self._fork, turn=lambda: self._turn, ended=self._ended
         )
         self._standing = Standing(is_direct=False, user_id=None)
+        self._is_shared = False  # others have joined: what belongs to one person is not for this conversation
         self.is_retired = False
 
     @property
@@ -96,7 +97,8 @@ class Channel:
     def accept(self, message: Journalled) -> None:
         """Take a journalled message. Never waits."""
         self._pacing.add_message(message, monotonic_s(), self._parts.settings().coalesce)
-        self._standing = Standing(is_direct=message.message.is_direct, user_id=message.message.author.id)
+        self._is_shared |= not message.message.is_direct
+        self._standing = Standing(is_direct=not self._is_shared, user_id=message.message.author.id)
         self._node.progress()
         self._wake.set()
 
@@ -170,6 +172,7 @@ class Channel:
             try:
                 rows = await self._parts.conversations.recent(self.id, HYDRATE)
                 self._standing = await self._parts.conversations.standing(self.id)
+                self._is_shared = not self._standing.is_direct
             except StorageError as error:
                 log.error("history not read", extra=kv(channel=self.id, error=str(error)))
                 rows = []
@@ -289,7 +292,7 @@ class Channel:
             channel_id=self.id,
             user_id=last.message.author.id,
             message_id=last.id,
-            is_direct=last.message.is_direct,
+            is_direct=not self._is_shared,
         )
 
     def _fork(self) -> list[ModelMessage]:

@@ -42,6 +42,7 @@ REQUEST_S = 30.0  # a client that has not said what it wants by then is let go
 SEND_S = 30.0  # a client that does not read for so long is let go
 MAX_CLIENTS = 100
 CHECK_S = 5.0  # a stream that waits for an answer looks at the ledger this often, should an event be lost
+RECENT = 20  # messages in a list
 MIN_PREFIX = 4  # characters of an id that may stand for the whole
 EXIT_RESTART = 75  # what `app.main` returns when the program is to be started again in place
 
@@ -266,6 +267,7 @@ def control_commands(
         "top": Command(handlers.top),
         "cancel": Command(handlers.cancel),
         "why": Command(handlers.why),
+        "recent": Command(handlers.recent),
         "prompts_reload": Command(handlers.prompts_reload),
         "config_reload": Command(handlers.config_reload),
         "send": Command(handlers.send),
@@ -349,6 +351,13 @@ class _Commands:
                 return
         raise NotFoundError(f"no agent's log has an inbound message {wanted!r}")
 
+    async def recent(self, request: JsonObject, reply: Reply) -> None:
+        found = [
+            message for agent in self._program.agents.values() for message in await agent.conversations.latest(RECENT)
+        ]
+        found.sort(key=lambda message: str(message["created_at"]))
+        await reply.send("recent", messages=found[-RECENT:])
+
     async def prompts_reload(self, request: JsonObject, reply: Reply) -> None:
         await reply.send("ok", changed=list(await self._program.reload_prompts()))
 
@@ -373,6 +382,9 @@ class _Commands:
         """Follow a conversation; with `text` say something first, with `until_answered` end when that is dealt with."""
         agent, session = self._agent(request), self._session(request)
         after_seq = request.get("after_seq")
+        if after_seq is None and isinstance(last := request.get("last"), int):  # begin with the end of the talk
+            known = await agent.conversations.recent(conversation_of(session), min(max(last, 1), RECENT))
+            after_seq = known[0].seq - 1 if known else 0
         if after_seq is not None and not isinstance(after_seq, int):
             raise RefusedError("after_seq must be a whole number")
         conversation_id = conversation_of(session)

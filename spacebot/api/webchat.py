@@ -39,6 +39,7 @@ from spacebot.base.ids import ConversationId
 from spacebot.conversations.records import Accepted, Fate, LedgerState, TurnState
 from spacebot.messaging.messages import MAX_TEXT, Author, InboundMessage
 
+TERMINAL = "terminal"  # the session of the command line
 HISTORY, MAX_HISTORY = 100, 200  # messages; messaging spec 14.5
 
 
@@ -130,7 +131,14 @@ class WebchatRoutes:
         return EventStream(self._api.streams, open_source)
 
     def _session(self, request: Request) -> tuple[AgentHandle, ConversationId]:
-        return self._api.agent(request.query_params.get("agent_id")), conversation_of(required(request, "session_id"))
+        agent = self._api.agent(request.query_params.get("agent_id"))
+        return agent, self._conversation(required(request, "session_id"))
+
+    def _conversation(self, session_id: str) -> ConversationId:
+        """The conversation of a session; the owner's terminal is nobody else's."""
+        if not self._is_private and session_id == TERMINAL:
+            raise HTTPException(403, f"the session {TERMINAL!r} belongs to the owner's terminal; choose another")
+        return conversation_of(session_id)
 
     def _to_inbound(self, body: SendBody, agent: AgentHandle) -> InboundMessage:
         if not body.message.strip():
@@ -139,7 +147,7 @@ class WebchatRoutes:
             raise HTTPException(413, f"the message is longer than {MAX_TEXT} characters; send a part of it")
         return InboundMessage(
             platform=PLATFORM,
-            conversation_id=conversation_of(body.session_id),
+            conversation_id=self._conversation(body.session_id),
             author=Author(id=self._author_id(body), name=body.sender_name),
             text=body.message,
             sent_at=self._clock.now(),

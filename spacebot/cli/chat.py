@@ -27,6 +27,7 @@ PATIENCE_S = 60.0  # how long a message waits for a program that is being restar
 ANSWER_S = 15.0  # silence at the control socket that counts as a broken connection when something is to be accepted
 PROMPT = "> "
 DELTA = "outbound_message_delta"
+EARLIER = 6  # messages of the talk that are shown when a person comes back to it
 CLEAR_LINE = "\r\x1b[K"
 
 
@@ -51,6 +52,7 @@ class _Talk:
         self._session = session
         self._sender = _user_name()
         self._last_seq: int | None = None
+        self._earlier_until = 0  # up to this number the talk is what was said before
         self._asked: str | None = None
         self._shown: set[str] = set()  # ids of messages
         self._screen = _Screen()
@@ -137,7 +139,7 @@ class _Talk:
     def _stream(self, **fields: Any) -> Iterator[Answer]:
         return stream(
             self._paths, "chat", agent=self._agent, session=self._session, sender=self._sender,
-            after_seq=self._last_seq, **fields,
+            after_seq=self._last_seq, **({"last": EARLIER} if self._screen.is_live else {}), **fields,
         )  # fmt: skip
 
     def _show(self, answer: Answer, client_id: str | None = None) -> None:
@@ -157,7 +159,7 @@ class _Talk:
         if client_id is not None and name in ("message", DELTA) and data.get("reply_to") != self._asked:
             return
         if name == "hello" and self._last_seq is None:
-            self._last_seq = data["last_seq"]
+            self._last_seq = self._earlier_until = data["last_seq"]
         elif name == DELTA:
             self._screen.grow(str(data.get("text") or ""))
         elif name == "message":
@@ -170,7 +172,9 @@ class _Talk:
         self._shown.add(message["id"])
         if message["role"] == "assistant":
             self._screen.finish(message["content"])
-        elif self._screen.is_live and message["sender_id"] != f"terminal:{self._sender}":
+        elif self._screen.is_live and (
+            message["sender_id"] != f"terminal:{self._sender}" or message["seq"] <= self._earlier_until
+        ):
             self._screen.finish(f"{message['sender_name']}: {message['content']}")
 
 

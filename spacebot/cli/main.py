@@ -40,7 +40,7 @@ Talking and looking
                         --agent ID, --session NAME (default: terminal)
   top                   everything that runs now: select, c cancels, q quits
                         --once, --json, --cancel ID
-  why MESSAGE_ID        what became of a message [--json]
+  why [MESSAGE_ID]      what became of a message; without an id the latest ones [--json]
   logs [-n N] [-f]      the newest lines of the log; with -f go on
 
 Files
@@ -161,7 +161,7 @@ def _parser() -> "ArgumentParser":
     command.add_argument("--session", metavar="NAME", default="terminal", help="conversation (default: terminal)")
     command.add_argument("message", metavar="MESSAGE", nargs="*", help="say this, print the answer, end")
     command = add("why", _why, "Show what became of a message.")
-    command.add_argument("message_id", metavar="MESSAGE_ID")
+    command.add_argument("message_id", metavar="MESSAGE_ID", nargs="?", help="default: list the latest messages")
     command.add_argument("--json", action="store_true", help="for programs")
     command = add("logs", _logs, "Show the newest lines of the log.")
     command.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="how many (default: 50)")
@@ -214,8 +214,10 @@ def _chat(paths: "InstancePaths", program: "Program", options: "Namespace") -> i
 
 
 def _why(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
-    from spacebot.cli.show import show_why
+    from spacebot.cli.show import show_recent, show_why
 
+    if options.message_id is None:
+        return show_recent(paths, as_json=options.json)
     return show_why(paths, options.message_id, as_json=options.json)
 
 

@@ -65,6 +65,22 @@ def _plural(word: str, count: int) -> str:
     return word if count == 1 else f"{word}es" if word.endswith("ch") else f"{word}s"
 
 
+def show_recent(paths: InstancePaths, *, as_json: bool) -> int:
+    """Print the latest messages of people, newest last, and what became of each."""
+    recent = ask(paths, "recent")["messages"]
+    if as_json:
+        print(json.dumps(recent))
+        return 0
+    for message in recent:
+        name = f"{message['sender_name']}:"
+        print(
+            f"{message['id']}  {message['created_at'][:19]}  {message['state']:9} {name} {_one_line(message['content'], 60)}"
+        )
+    if not recent:
+        print("nobody has said anything yet", file=sys.stderr)
+    return 0
+
+
 def show_why(paths: InstancePaths, message_id: str, *, as_json: bool) -> int:
     """Print what became of a message."""
     fate = ask(paths, "why", id=message_id)

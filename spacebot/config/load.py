@@ -423,7 +423,7 @@ class _Reader:
         for prefix, places in users.items():
             entry = provider_table().get(prefix)
             remedy = f"set llm.{entry.key} or {entry.env}" if entry and entry.key else f"add [llm.provider.{prefix}]"
-            self._warn(f"provider {prefix!r} is not usable, but {', '.join(places)} need it; {remedy}")
+            self._warn(f"provider {prefix!r} is not usable, but needed by {', '.join(places)}; {remedy}")
 
     def _report_unresolved(self) -> None:
         for path, reason in self._unresolved.items():

@@ -19,7 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 
 import trio
-from watchfiles._rust_notify import RustNotify  # its asynchronous face would bring anyio's threads and a timer
+
+# The library's asynchronous face would bring anyio's threads and a timer.
+from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 from spacebot.base.errors import SpacebotError
 from spacebot.base.paths import InstancePaths
@@ -114,6 +116,10 @@ def _restart_keys(old: Config, new: Config) -> Iterator[str]:
         yield "api.bind"
     if old.api.port != new.api.port:
         yield "api.port"
+    if old.api.auth_token != new.api.auth_token:
+        yield "api.auth_token"
+    if old.api.allowed_origins != new.api.allowed_origins:
+        yield "api.allowed_origins"
     before, after = ({agent.id: agent.workspace for agent in config.agents} for config in (old, new))
     for agent_id in sorted(before.keys() ^ after.keys()):
         yield f"agents[{agent_id}]"
@@ -185,7 +191,8 @@ async def _run_watch(
         folders = await trio.to_thread.run_sync(watch.folders, limiter=watch.limiter)
         try:
             notify = RustNotify([str(folder) for folder in folders], False, False, 0, False, True)
-        except OSError as error:  # a folder vanished in between, or the system's number of watches is used up
+        # A folder vanished in between, or the system's number of watches or of watchers is used up.
+        except (OSError, WatchfilesRustInternalError) as error:
             log.warning("files are not watched for now", extra=kv(error=str(error)))
             if is_first:
                 task_status.started()
@@ -202,7 +209,9 @@ async def _run_watch(
                 await _call_back(changes, callbacks)
                 if await trio.to_thread.run_sync(watch.folders, limiter=watch.limiter) != folders:
                     break
-                await watch.wait(notify, step_ms, debounce_ms)
+                if not await watch.wait(notify, step_ms, debounce_ms):
+                    await trio.sleep(RETRY_S)
+                    break
 
 
 async def _call_back(changes: list[FileChange], callbacks: Mapping[FileKind, OnChange]) -> None:
@@ -276,19 +285,26 @@ class _Watch:
         after = {file: digest for file, (_, digest) in seen.items()}
         return [file for file in before | after if before.get(file) != after.get(file)]
 
-    async def wait(self, notify: RustNotify, step_ms: int, debounce_ms: int) -> None:
-        """Wait until something of interest may have happened."""
+    async def wait(self, notify: RustNotify, step_ms: int, debounce_ms: int) -> bool:
+        """Wait until something of interest may have happened; False when the library failed and watches no more."""
         ended = threading.Event()
+        is_watching = True
         async with trio.open_nursery() as nursery:
             # The library cannot be interrupted, only asked: the thread ends before this block does.
             nursery.start_soon(_set_when_cancelled, ended)
             while True:
-                changes = await trio.to_thread.run_sync(
-                    notify.watch, debounce_ms, step_ms, 0, ended, limiter=self.limiter
-                )
+                try:
+                    changes = await trio.to_thread.run_sync(
+                        notify.watch, debounce_ms, step_ms, 0, ended, limiter=self.limiter
+                    )
+                except (OSError, WatchfilesRustInternalError) as error:
+                    log.warning("files are not watched for now", extra=kv(error=str(error)))
+                    is_watching = False
+                    break
                 if isinstance(changes, str) or any(self._is_of_interest(Path(path)) for _, path in changes):
                     break
             nursery.cancel_scope.cancel()
+        return is_watching
 
     def _is_of_interest(self, path: Path) -> bool:
         return path == self._paths.config or path.suffix in EDITED or not path.suffix

@@ -452,6 +452,19 @@ class Conversations:
         """
         return await self._database.read(lambda c: find_fate(c, message_id, channel_id))
 
+    async def latest(self, limit: int) -> list[dict[str, object]]:
+        """The newest inbound messages of all channels with their state, newest first."""
+
+        def read(c: Connection) -> list[dict[str, object]]:
+            rows = c.execute(
+                "SELECT m.id, m.channel_id, m.sender_name, m.content, m.created_at, l.state, l.reason "
+                "FROM ledger l JOIN conversation_messages m ON m.id = l.message_id ORDER BY l.rowid DESC LIMIT ?",
+                (limit,),
+            )
+            return [dict(row) for row in rows]
+
+        return await self._database.read(read)
+
     async def ledger_counts(self) -> dict[str, int]:
         """Number of inbound messages in each state."""
         return await self._database.read(

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from spacebot.llm.ambient import without_ambient
 from spacebot.llm.dialect import (
     StreamCutError,
     StreamFaultError,
@@ -56,6 +57,7 @@ MAX_TOKENS = 16_000  # when the request names none; control spec 2.9
 OFFICIAL_HOST = "api.anthropic.com"
 RETENTION_VARIABLE = "PI_CACHE_RETENTION"  # none, short (default), long
 VERSION = "2023-06-01"  # of the wire format that is written and read here, whatever the SDK prefers
+HEADERS_VARIABLE = "ANTHROPIC_CUSTOM_HEADERS"  # the SDK sends what it holds to whatever host
 BETA = "fine-grained-tool-streaming-2025-05-14"  # arguments arrive as they are written
 
 _ALIEN_ID = re.compile(r"[^A-Za-z0-9_-]")
@@ -133,7 +135,10 @@ def _client(shard: Shard, target: Target) -> "AsyncAnthropic":
             "X-Api-Key": target.api_key,
             **target.entry.headers,
         }
-        if urlsplit(target.base_url).hostname == OFFICIAL_HOST:
+        if urlsplit(target.base_url).hostname != OFFICIAL_HOST:
+            own = {"authorization": f"Bearer {target.api_key or 'none'}"}
+            headers = without_ambient(HEADERS_VARIABLE, own, anthropic.Omit()) | headers
+        else:
             headers |= {"Authorization": anthropic.Omit(), "anthropic-beta": BETA}  # proxies may want the bearer form
         bound = shard.bound[key] = anthropic.AsyncAnthropic(
             api_key=target.api_key or "none",

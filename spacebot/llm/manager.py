@@ -6,6 +6,7 @@ Source: control spec 2.4, 2.8, 2.13 to 2.15, pitfalls 36 to 38, 54 to 56, 66; pr
 """
 
 import logging
+import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -132,6 +133,8 @@ class ModelManager:
     async def warm_up(self, settings: Iterable[AgentSettings] = ()) -> None:
         """Import the libraries that the configured models need, so that the first call does not wait.
 
+        Failures are only logged: the first call tries again, and says so.
+
         Cancel: the import goes on in its thread until it is finished.
         """
         llm = self._llm()
@@ -143,7 +146,10 @@ class ModelManager:
                 except ModelRejectedError:
                     continue  # the first call will say so
         for kind in kinds:
-            await self._ready(kind)
+            try:
+                await self._ready(kind)
+            except ModelError as error:
+                log.warning("models not warmed up", extra=kv(error=str(error)))
 
     async def complete(
         self, request: ModelRequest, settings: AgentSettings, on_delta: OnDelta | None = None
@@ -256,9 +262,10 @@ class ModelManager:
         if not loading.done.is_set():
             await loading.done.wait()
         if loading.error is not None:
+            if self._loading.get(id(dialect)) is loading:
+                del self._loading[id(dialect)]  # the next call tries again: the machine may be repaired by then
             raise ModelUnavailableError(
-                f"the library for {kind.value!r} models cannot be loaded ({type(loading.error).__name__}); "
-                "reinstall the program",
+                f"the library for {kind.value!r} models cannot be loaded: {_load_advice(loading.error)}",
                 model=kind.value,
             ) from loading.error
 
@@ -349,6 +356,16 @@ async def _load(dialect: Dialect, loading: _Loading) -> None:
         loading.error = error
     finally:
         loading.done.set()
+
+
+def _load_advice(error: Exception) -> str:
+    """Why a library was not loaded, and what to do."""
+    if isinstance(error, OSError) and error.filename is None:  # certificates; any other file would be named
+        variables = (name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name))
+        named = " and ".join(f"{name}={os.environ[name]!r}" for name in variables)
+        where = f"the certificates of {named}; correct or unset that" if named else "the certificates; check them"
+        return f"{error.strerror or type(error).__name__} in {where}"
+    return f"{type(error).__name__}: {error}; reinstall the program if it goes on"
 
 
 def _combine(failures: list[ModelError]) -> ModelError:

@@ -8,11 +8,13 @@ Source: control spec 2.9, 2.13, 2.15, pitfalls 40 to 50, 57
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx2
 
 from spacebot.base.ids import new_uuid
 from spacebot.config.model import ApiType
+from spacebot.llm.ambient import without_ambient
 from spacebot.llm.dialect import (
     StreamCutError,
     StreamFaultError,
@@ -48,6 +50,9 @@ from spacebot.llm.transport import SdkErrors, Shard, Transport, content_type, re
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+OFFICIAL_HOST = "api.openai.com"
+HEADERS_VARIABLE = "OPENAI_CUSTOM_HEADERS"  # the SDK sends what it holds to whatever host
 
 _MARK = {"type": "ephemeral"}  # OpenRouter hands it on to Anthropic
 _FINISH = {
@@ -121,14 +126,19 @@ def _client(shard: Shard, target: Target) -> "AsyncOpenAI":
 
         # The SDK would send the owner's OpenAI organization from the environment to every provider.
         alien = target.provider != "openai"
-        omitted = {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()} if alien else {}
+        omitted: dict[str, Any] = (
+            {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()} if alien else {}
+        )
+        if urlsplit(target.base_url).hostname != OFFICIAL_HOST:
+            own = {"authorization": f"Bearer {target.api_key or 'none'}"}
+            omitted = without_ambient(HEADERS_VARIABLE, own, openai.Omit()) | omitted
         root = target.base_url + ("/v1" if target.api_type is ApiType.OPENAI_COMPLETIONS else "")
         bound = shard.bound[key] = openai.AsyncOpenAI(
             api_key=target.api_key or "none",
             base_url=root,
             http_client=shard.http,
             max_retries=0,
-            default_headers={**omitted, **target.entry.headers},  # type: ignore[dict-item]
+            default_headers={**omitted, **target.entry.headers},
         )
     client: AsyncOpenAI = bound
     return client

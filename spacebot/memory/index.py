@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 CHUNK = 2000  # rows read, scanned or written at once
 REPAIR_FIRST_S, REPAIR_MOST_S = 60.0, 3600.0  # pause after a failure of the table, doubled each time
+ALL_STALE = ""  # in the outbox, in place of an id: the table missed too much and is made anew
 DEGRADED = "vector search by slow scan: the vector table is not usable at the moment"
 
 _ROWS = (
@@ -71,6 +72,11 @@ class IndexPolicy:
     flush_rows: int = 1000  # once the table answers: so many changes do not wait
     optimize_changes: int = 300  # small fragments double the latency at 50
     optimize_after_s: float = 600.0
+    outbox_limit: int = 20_000  # changes kept for a table that cannot be used; beyond, it is made anew instead
+
+
+class _TableError(StorageError):
+    """The vector table failed, not the database."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +99,7 @@ class VectorIndex:
         self._database = database
         self._model = model
         self._policy = policy
+        self._dimensions = dimensions
         self._matrix = Matrix(dimensions)
         self._table = LanceTable(folder, dimensions)
         self._search_limit = trio.CapacityLimiter(2)
@@ -102,6 +109,7 @@ class VectorIndex:
         self._engine: Engine | None = None  # None until the vectors are loaded
         self._is_table_ready = False
         self._is_table_suspect = False
+        self._is_opening = False  # the table is being brought into step, to take over from a scan
         self._pending = 0  # changes that the table has not seen, as far as this process knows
         self._changed = trio.Event()
         self._many = trio.Event()
@@ -138,15 +146,16 @@ class VectorIndex:
         await self.load()
         kind = None if memory_type is None else str(memory_type)
         if self._engine is not Engine.SCAN:
+            matrix = self._matrix  # another task may put a new one in its place meanwhile
             found = await trio.to_thread.run_sync(
-                self._matrix.nearest, vector, viewer, kind, limit, limiter=self._search_limit, abandon_on_cancel=True
+                matrix.nearest, vector, viewer, kind, limit, limiter=self._search_limit, abandon_on_cancel=True
             )
             if self._engine is Engine.EXACT:
                 return Nearest(neighbours=tuple(found), engine=Engine.EXACT)
             try:
-                search = partial(self._table.nearest, vector, viewer, kind, limit + self._matrix.removed_count)
+                search = partial(self._table.nearest, vector, viewer, kind, limit + matrix.removed_count)
                 stored = await trio.to_thread.run_sync(search, limiter=self._search_limit, abandon_on_cancel=True)
-                neighbours = _merge(found, stored, self._matrix.covered(), limit)
+                neighbours = _merge(found, stored, matrix.covered(), limit)
                 return Nearest(neighbours=neighbours, engine=Engine.LANCEDB)
             except StorageError as error:
                 log.warning("vector table failed, scanning instead", exc_info=error)
@@ -172,22 +181,31 @@ class VectorIndex:
                 self._engine = Engine.LANCEDB
             else:
                 self._engine = Engine.SCAN
+                self._forget_matrix()
                 self._hurry()
 
     async def run(self) -> None:
-        """Bring the table into step whenever something changed. Never returns unless cancelled."""
+        """Bring the table into step whenever something changed; failures are logged and tried again ever less often.
+
+        Never returns unless cancelled.
+        """
         pause = REPAIR_FIRST_S
-        await self._look_for_backlog()
+        is_backlog_known = False
         while True:
-            await self._changed.wait()
-            is_large = self.engine is not Engine.EXACT
-            with trio.move_on_after(self._policy.flush_after_large_s if is_large else self._policy.flush_after_s):
-                await self._many.wait()
-            if await self.flush() or await self.flush():  # the second attempt makes a damaged table anew
-                pause = REPAIR_FIRST_S
-                continue
-            if self._table.is_missing:
-                return  # without the library there is nothing to keep in step
+            try:
+                if not is_backlog_known:
+                    await self._look_for_backlog()
+                    is_backlog_known = True
+                await self._changed.wait()
+                is_large = self.engine is not Engine.EXACT
+                with trio.move_on_after(self._policy.flush_after_large_s if is_large else self._policy.flush_after_s):
+                    await self._many.wait()
+                if await self.flush() or await self.flush():  # the second attempt makes a damaged table anew
+                    pause = REPAIR_FIRST_S
+                    continue
+                await self._shorten_outbox()
+            except StorageError as error:  # of the database: nothing is wrong with the table
+                log.warning("vector table not brought into step", exc_info=error)
             await trio.sleep(pause)
             pause = min(2 * pause, REPAIR_MOST_S)
 
@@ -197,30 +215,39 @@ class VectorIndex:
         Errors: StorageError when SQLite cannot be read or written.
         """
         self._changed, self._many = trio.Event(), trio.Event()
-        if not await self._open_table():
-            self._changed.set()
-            return False
+        is_done = False
         try:
-            while True:
-                stale = await self._database.read(_read_outbox)
-                if not stale:
-                    break
-                ids = list(dict.fromkeys(memory_id for _, memory_id in stale))
-                rows = await self._read_rows(ids)
-                live = {row.id for row in rows}
-                await self._in_table(self._table.replace, rows, [key for key in ids if key not in live])
-                await self._database.write(partial(_clear_outbox, last=stale[-1][0]))
-                self._pending = max(0, self._pending - len(stale))
-                self._unoptimized += len(stale)
-                seen = {} if self.engine is Engine.EXACT else {row.id: row.embedding for row in rows}
-                self._matrix.changes.append(Settled(tuple(key for key in ids if key not in live), seen))
-            await self._tend()
-        except StorageError as error:
+            if await self._open_table():
+                await self._empty_outbox()
+                if not self._is_table_ready:  # a search found it damaged meanwhile
+                    return False
+                if self._engine is Engine.SCAN:  # from here on the table and the matrix hold everything
+                    self._engine = Engine.LANCEDB
+                    self._is_opening = False
+                await self._tend()
+                is_done = True
+        except _TableError as error:
             log.warning("vector table not written", exc_info=error)
             self._give_up_table()
-            self._changed.set()
-            return False
-        return True
+        finally:
+            if not is_done:
+                self._changed.set()
+        return is_done
+
+    async def _empty_outbox(self) -> None:
+        while stale := await self._database.read(_read_outbox):
+            ids = list(dict.fromkeys(memory_id for _, memory_id in stale if memory_id != ALL_STALE))
+            rows = await self._read_rows(ids)
+            live = {row.id for row in rows}
+            gone = tuple(key for key in ids if key not in live)
+            await self._in_table(self._table.replace, rows, gone)
+            await self._database.write(partial(_clear_outbox, last=stale[-1][0]))
+            self._pending = max(0, self._pending - len(stale))
+            self._unoptimized += len(stale)
+            seen = {} if self.engine is Engine.EXACT else {row.id: row.embedding for row in rows}
+            self._matrix.changes.append(Settled(gone, seen))
+            # Without searches nobody else would take them in, and they hold vectors.
+            await trio.to_thread.run_sync(self._matrix.take_in, limiter=self._search_limit)
 
     async def pending(self) -> int:
         """Number of changes that the table has not seen."""
@@ -229,7 +256,7 @@ class VectorIndex:
         )
 
     def _note_change(self, change: "VectorRow | MemoryId") -> None:
-        if not self._table.is_missing or self._engine is not Engine.SCAN:  # a scan reads SQLite anyway
+        if self._engine is not Engine.SCAN or self._is_opening:  # a scan reads SQLite anyway
             self._matrix.changes.append(change)
         self._pending += 1
         self._changed.set()
@@ -259,22 +286,25 @@ class VectorIndex:
             if self._table.is_missing:
                 return False
             try:
-                if self._is_table_suspect:
+                self._is_opening = True  # what changes after the reads below is kept in the matrix
+                if self._is_table_suspect or await self._database.read(_is_all_stale):
                     await self._in_table(self._table.drop)
                 await self._reconcile(await self._open_or_renew())
-            except StorageError as error:
+                self._is_table_ready, self._is_table_suspect = True, False
+            except _TableError as error:
                 log.warning("vector table is not usable", exc_info=error)
                 self._is_table_suspect = not self._table.is_missing
-                return False
-            self._is_table_ready, self._is_table_suspect = True, False
-            if self._engine is Engine.SCAN:
-                self._engine = Engine.LANCEDB
-            return True
+            finally:
+                if not self._is_table_ready:
+                    self._is_opening = False
+                    if self._engine is Engine.SCAN:
+                        self._forget_matrix()
+            return self._is_table_ready
 
     async def _open_or_renew(self) -> set[str]:
         try:
             return await self._in_table(self._table.open)
-        except StorageError as error:
+        except _TableError as error:
             if self._table.is_missing:
                 raise
             log.warning("vector table is damaged, making it anew", exc_info=error)
@@ -309,14 +339,34 @@ class VectorIndex:
             log.info("vector table took over the search", extra=kv(memories=total))
 
     def _give_up_table(self) -> None:
-        self._is_table_ready, self._is_table_suspect = False, True
-        if self._engine is Engine.LANCEDB:
+        self._is_table_ready, self._is_table_suspect, self._is_opening = False, True, False
+        if self._engine in (Engine.LANCEDB, Engine.SCAN):
             self._engine = Engine.SCAN
+            self._forget_matrix()
         self._hurry()
 
+    def _forget_matrix(self) -> None:
+        """Let go of what a scan does not need, unless the table is about to take over."""
+        if not self._is_opening:
+            self._matrix = Matrix(self._dimensions)
+
+    async def _shorten_outbox(self) -> None:
+        """Forget which memories the table has missed, once they are too many: it will be made anew."""
+        async with self._open_lock:
+            if not self._is_table_ready and await self.pending() > self._policy.outbox_limit:
+                await self._database.write(_mark_all_stale)
+                self._pending = 1
+                log.info("vector table will be made anew once it is usable")
+
     async def _in_table(self, fn: Callable[..., T], *arguments: Any, abandon: bool = False) -> T:
-        """Run in the table's one thread at a time; rows are never abandoned half written."""
-        return await trio.to_thread.run_sync(fn, *arguments, limiter=self._table_limit, abandon_on_cancel=abandon)
+        """Run in the table's one thread at a time; rows are never abandoned half written.
+
+        Errors: _TableError.
+        """
+        try:
+            return await trio.to_thread.run_sync(fn, *arguments, limiter=self._table_limit, abandon_on_cancel=abandon)
+        except StorageError as error:
+            raise _TableError(str(error)) from error
 
     async def _scan(self, vector: "Vectors", viewer: Viewer, kind: str | None, limit: int) -> tuple[Neighbour, ...]:
         """Compare with every vector in SQLite, in pieces, so that memory stays small."""
@@ -397,3 +447,12 @@ def _read_outbox(connection: Connection) -> list[tuple[int, str]]:
 
 def _clear_outbox(connection: Connection, last: int) -> None:
     connection.execute("DELETE FROM vector_outbox WHERE seq <= ?", (last,))
+
+
+def _is_all_stale(connection: Connection) -> bool:
+    return connection.execute("SELECT 1 FROM vector_outbox WHERE memory_id = ?", (ALL_STALE,)).fetchone() is not None
+
+
+def _mark_all_stale(connection: Connection) -> None:
+    connection.execute("DELETE FROM vector_outbox")
+    connection.execute("INSERT INTO vector_outbox (memory_id) VALUES (?)", (ALL_STALE,))

@@ -76,6 +76,11 @@ class Matrix:
                 if row.id not in self._place and row.id not in self._removed:
                     self._put(row)
 
+    def take_in(self) -> None:
+        """Take in all changes now."""
+        with self._lock:
+            self._take_in()
+
     def let_go(self, ids: Iterable[str]) -> None:
         """Drop rows that the table answers for from now on."""
         with self._lock:

@@ -263,19 +263,25 @@ class AgentMemory:
     async def _embed_later(self) -> None:
         """Compute missing vectors: at start (also after a change of model) and after failures, ever less often."""
         pause = LATER_FIRST_S
+        fresh: list[MemoryId] = []  # committed, and not yet known to the index
         while True:
             try:
+                if fresh:
+                    await self._index.note_embedded(fresh)
+                    fresh.clear()
                 while waiting := await self._store.not_embedded(self._embedder.name, LATER_BATCH):
                     vectors = await self._embedder.embed([content for _, content in waiting])
                     await self._store.add_embeddings(
                         self._embedder.name,
                         {key: row.tobytes() for (key, _), row in zip(waiting, vectors, strict=True)},
                     )
-                    await self._index.note_embedded([key for key, _ in waiting])
+                    fresh += [key for key, _ in waiting]
+                    await self._index.note_embedded(fresh)
+                    fresh.clear()
                     log.info("memories embedded later", extra=kv(count=len(waiting)))
                 pause = LATER_FIRST_S
                 await self._is_embedding_due.wait()
-            except EmbeddingError as error:
+            except StorageError as error:  # the model's or the database's, such as a full disk
                 log.warning("memories still without vectors", exc_info=error)
             self._is_embedding_due = trio.Event()
             await trio.sleep(pause)

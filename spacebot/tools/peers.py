@@ -9,28 +9,54 @@ Floor:   tools
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from spacebot.tools.subprocesses import MARK, carries, children_of
 
+LATE_S = 3.0  # a command may be gone before the last of its connections is accepted
+
 _TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_NOBODY = "0"  # the owner in the table when the socket was closed, or its process ended
+
+
+@dataclass(slots=True)
+class _Memory:
+    late_until: float = 0.0
+
+
+_memory = _Memory()
 
 
 def has_commands() -> bool:
-    """Whether any command runs; quick enough to ask for each connection. Linux only: elsewhere always False."""
-    return sys.platform == "linux" and bool(children_of(os.getpid()))
+    """Whether any command runs, or just did; quick enough to ask for each connection.
+
+    Linux only: elsewhere always False.
+    """
+    if sys.platform != "linux":
+        return False
+    if children_of(os.getpid()):
+        _memory.late_until = time.monotonic() + LATE_S
+    return time.monotonic() < _memory.late_until
 
 
 def is_from_command(peer_port: int, own_port: int) -> bool:
     """Whether the other end of a loopback connection belongs to a command, or to anything that it started.
 
-    Blocking, some milliseconds. A command is a child that carries the mark which `run_command` gives; everything
-    below it counts, with or without the mark.
+    Blocking, some milliseconds; to be asked only when `has_commands`. A command is a child that carries the mark
+    which `run_command` gives; everything below it counts, with or without the mark. A connection that its owner has
+    closed already counts too: nobody is there to be asked, or to read an answer, and the command itself may be gone.
     """
+    # A table that changes while it is read may lack a line, so a missing one is looked for twice.
+    inodes = _inodes(peer_port, own_port) or _inodes(peer_port, own_port)
+    if not inodes:
+        return not _is_from_elsewhere(peer_port, own_port)
+    if _NOBODY in inodes:
+        return True
+    wanted = {f"socket:[{inode}]" for inode in inodes}
     commands = [pid for pid in children_of(os.getpid()) if carries(str(pid), f"{MARK}=".encode())]
-    if not commands or (inode := _inode(peer_port, own_port)) is None:
-        return False
-    wanted = f"socket:[{inode}]"
     seen: set[int] = set()
     while commands:
         pid = commands.pop()
@@ -52,24 +78,48 @@ def _below(pid: int) -> list[int]:
     return [child for task in tasks for child in children_of(pid, task)]
 
 
-def _inode(peer_port: int, own_port: int) -> str | None:
-    """The socket that talks from `peer_port` to `own_port`, as the system's table knows it."""
+def _inodes(peer_port: int, own_port: int) -> set[str]:
+    """The sockets that talk from `peer_port` to `own_port`, as the system's table knows them.
+
+    Several when they differ in their addresses only; then it takes one of a command to refuse.
+    """
+    return {line[9] for line in _lines() if (_port(line[1]), _port(line[2])) == (peer_port, own_port)}
+
+
+def _is_from_elsewhere(peer_port: int, own_port: int) -> bool:
+    """Whether our own end of a connection says that the other one is on another machine."""
+    for line in _lines():
+        if (_port(line[1]), _port(line[2])) == (own_port, peer_port):
+            own, peer = (address.rpartition(":")[0] for address in line[1:3])
+            return peer != own and not _is_loopback(peer)
+    return False  # it is gone by now
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether an address is 127.x.x.x, that in IPv6's clothes, or ::1; words in the order of this machine."""
+    if len(address) == 8:
+        return bytes.fromhex(address)[:: -1 if sys.byteorder == "little" else 1][0] == 127
+    if address[:24] in ("0" * 16 + "FFFF0000", "0" * 20 + "FFFF"):
+        return _is_loopback(address[24:])
+    return address in ("0" * 24 + "01000000", "0" * 31 + "1")
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2], 16)
+
+
+def _lines() -> Iterator[list[str]]:
     for table in _TCP_TABLES:
         try:
             lines = table.read_text().splitlines()[1:]
         except OSError:
             continue
-        for line in lines:
-            fields = line.split()
-            local, remote = (int(address.rpartition(":")[2], 16) for address in fields[1:3])
-            if (local, remote) == (peer_port, own_port):
-                return fields[9]
-    return None
+        yield from (line.split() for line in lines)
 
 
-def _holds(pid: int, wanted: str) -> bool:
+def _holds(pid: int, wanted: set[str]) -> bool:
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
-            return any(os.readlink(entry.path) == wanted for entry in entries)
+            return any(os.readlink(entry.path) in wanted for entry in entries)
     except OSError:
         return False  # it just ended

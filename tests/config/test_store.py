@@ -1,5 +1,7 @@
 """The live snapshot and the watch over the files."""
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,9 +50,19 @@ def test_a_broken_file_leaves_the_old_values(paths: InstancePaths) -> None:
 
 def test_what_needs_a_restart_is_named_until_it_is_taken_back(paths: InstancePaths) -> None:
     store = ConfigStore.open(paths.config)
-    paths.config.write_text('[api]\nport = 1234\nbind = "::1"\n[[agents]]\nid = "new"\n')
+    paths.config.write_text(
+        '[api]\nport = 1234\nbind = "::1"\nauth_token = "a-secret-of-the-owner"\n'
+        'allowed_origins = ["https://example.org"]\n[[agents]]\nid = "new"\n'
+    )
 
-    assert store.reload().requires_restart == ("api.bind", "api.port", "agents[main]", "agents[new]")
+    assert store.reload().requires_restart == (
+        "api.bind",
+        "api.port",
+        "api.auth_token",
+        "api.allowed_origins",
+        "agents[main]",
+        "agents[new]",
+    )
     paths.config.write_text("")
     assert store.reload().requires_restart == ()
 
@@ -125,3 +137,43 @@ async def test_a_callback_that_refuses_does_not_end_the_watch(paths: InstancePat
         for i in range(2):
             paths.config.write_text(f"a = {i}")
             assert await seen.next() == (FileKind.CONFIG, "config.toml")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify")
+def test_without_watchers_left_the_program_lives_and_watches_later(tmp_path: Path) -> None:
+    """A process of its own, since the number of open files is a limit of the process."""
+    program = f"""
+import os, resource, trio
+from pathlib import Path
+from spacebot.base.paths import InstancePaths
+from spacebot.config import store
+from spacebot.config.store import FileKind, open_watcher
+
+store.RETRY_S = 0.05
+
+async def main():
+    seen = trio.Event()
+    async def note(changes):
+        seen.set()
+    paths = InstancePaths(Path({str(tmp_path)!r}), Path({str(tmp_path)!r}, "config.toml"))
+    await trio.to_thread.run_sync(int)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    taken = []
+    try:
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        os.close(taken.pop())
+    async with open_watcher(paths, lambda: [], {{FileKind.CONFIG: note}}, step_ms=20, debounce_ms=100):
+        for descriptor in taken:
+            os.close(descriptor)
+        paths.config.write_text("a = 1")
+        with trio.fail_after(10):
+            await seen.wait()
+
+trio.run(main)
+"""
+    root = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=root)
+    assert ended.returncode == 0, ended.stderr
+    assert "files are not watched for now" in ended.stderr

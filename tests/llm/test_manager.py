@@ -21,7 +21,7 @@ from spacebot.base.tree import NodeKind, Tree
 from spacebot.config.model import AgentSettings, ApiType, LlmConfig, RoutingConfig
 from spacebot.llm.dialect import Target
 from spacebot.llm.history import estimate_tokens
-from spacebot.llm.manager import ModelManager, UsageRecord
+from spacebot.llm.manager import ModelManager, UsageRecord, open_models
 from spacebot.llm.messages import (
     FinishReason,
     Image,
@@ -314,17 +314,59 @@ async def test_a_library_is_loaded_once_however_many_wait() -> None:
     assert len(dialect.asked) == 5
 
 
+@dataclass
+class BrokenDialect(ToldDialect):
+    """Cannot be loaded until the machine is repaired."""
+
+    is_loaded: bool = False
+    trouble: Exception | None = field(default_factory=lambda: ImportError("no such library"))
+
+    def load(self) -> None:
+        self.loads += 1
+        if self.trouble is not None:
+            raise self.trouble
+        self.is_loaded = True
+
+
 async def test_a_library_that_cannot_be_loaded_is_told_to_every_caller(
     logs: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     logs.expect("model library not loaded")
 
-    class Broken(ToldDialect):
-        def load(self) -> None:
-            raise ImportError("no such library")
+    async def fails(manager: ModelManager) -> None:
+        with pytest.raises(ModelUnavailableError, match="no such library"):
+            await manager.complete(ask(), ALONE)
 
-    async with open_manager(Broken(is_loaded=False)) as manager:
-        for _ in range(2):
-            with trio.fail_after(5), pytest.raises(ModelUnavailableError, match="cannot be loaded"):
-                await manager.complete(ask(), ALONE)
+    async with open_manager(BrokenDialect()) as manager:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fails, manager)
+                nursery.start_soon(fails, manager)
     assert caplog.messages.count("model library not loaded") == 1
+
+
+async def test_a_failed_warm_up_is_only_logged_and_a_repaired_machine_works_without_a_restart(
+    logs: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    logs.expect("model library not loaded")
+    dialect = BrokenDialect()
+    async with open_manager(dialect) as manager:
+        with trio.fail_after(5):
+            await manager.warm_up([ALONE])
+            dialect.trouble = None
+            assert (await manager.complete(ask(), ALONE)).message.text == "hi"
+    assert "models not warmed up" in caplog.messages
+
+
+async def test_an_unreadable_certificate_file_is_named_not_the_installation(
+    logs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.expect("model library not loaded")
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent.pem")
+    async with open_models(lambda: providers("openai")) as manager:
+        with (
+            trio.fail_after(20),
+            pytest.raises(ModelUnavailableError, match=r"SSL_CERT_FILE='/nonexistent\.pem'") as caught,
+        ):
+            await manager.complete(ask(), ALONE)
+    assert "reinstall" not in str(caught.value)

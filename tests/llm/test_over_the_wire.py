@@ -142,6 +142,19 @@ async def test_the_owners_organization_is_told_to_openai_only(monkeypatch: pytes
 
 
 @every_wire
+async def test_headers_of_the_environment_do_not_reach_other_hosts(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may hold a gateway's credentials; the SDKs send them to every host."""
+    variable = f"{wire.name.upper()}_CUSTOM_HEADERS"
+    monkeypatch.setenv(variable, "X-Gateway: secret\nauthorization: Bearer secret\nx-api-key: secret")
+    async with wire.serve([Answer(text="hi")]) as stand_in, open_transport() as transport:
+        target = resolve(f"{wire.name}/some-model", providers(wire.name, url=stand_in.url))
+        await wire.dialect(transport).complete(ask(), target, lambda delta: None)
+    (request,) = stand_in.requests
+    assert "secret" not in str(request.headers)
+    assert request.headers["authorization"] == f"Bearer {KEY.get_secret_value()}"
+
+
+@every_wire
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [

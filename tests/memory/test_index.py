@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import lancedb
@@ -15,7 +16,7 @@ import trio
 
 from spacebot.base.errors import StorageError
 from spacebot.base.ids import MemoryId, new_uuid
-from spacebot.memory.index import IndexPolicy
+from spacebot.memory.index import ALL_STALE, IndexPolicy
 from spacebot.memory.matrix import Matrix, VectorRow
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import EVERYTHING, MemoryType, Neighbour, NewMemory, Provenance, Query, Viewer
@@ -331,6 +332,96 @@ async def test_without_the_library_recall_goes_on_and_says_so(
         assert "item3 is secret" not in str((await memory.recall(Query(viewer=ROOM, text="item3 secret"))).hits)
         found = await memory.recall(Query(viewer=secret.viewer, text="item3 secret", memory_type=MemoryType.FACT))
         assert found.hits[0].legs == ("vector", "text")
+
+
+async def outbox(folder: Path) -> list[str]:
+    connection = sqlite3.connect(folder / "spacebot.db")
+    try:
+        return [key for (key,) in connection.execute("SELECT memory_id FROM vector_outbox")]
+    finally:
+        connection.close()
+
+
+async def _until_shortened(folder: Path) -> None:
+    with trio.fail_after(30):
+        while await outbox(folder) != [ALL_STALE]:
+            await trio.sleep(0.01)
+
+
+async def test_without_the_library_the_outbox_stays_short_and_a_later_table_is_made_anew(
+    open_test_memory: OpenMemory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with open_test_memory(index=SMALL) as memory:
+        await fill(memory, 8)
+        await memory.flush()
+    async with open_test_memory(index=replace(SMALL, flush_after_s=3600)) as memory:
+        await fill(memory, 4, first=20)
+        await memory.forget((await memory.recall(Query(viewer=ROOM, text="item3"))).hits[0].memory.id)
+    async with _without_library(monkeypatch), open_test_memory(index=replace(SMALL, outbox_limit=3)):
+        await _until_shortened(tmp_path)
+    with sqlite3.connect(tmp_path / "spacebot.db") as connection:  # nothing but the mark tells that this is stale
+        connection.execute("UPDATE embeddings SET embedding = (SELECT embedding FROM embeddings LIMIT 1)")
+        connection.execute("DELETE FROM vector_outbox WHERE memory_id <> ?", (ALL_STALE,))
+    connection.close()
+    async with open_test_memory(index=SMALL) as memory:
+        await memory.warm_up()
+        await engine(memory, "lancedb")
+        assert (await memory.stats()).unindexed == 0
+    assert ids_on_disk(tmp_path / "lancedb") == ids_in_truth(tmp_path)
+    rows = lancedb.connect(str(tmp_path / "lancedb")).open_table("memory_embeddings").to_arrow()
+    assert len({tuple(vector) for vector in rows.column("embedding").to_pylist()}) == 1
+
+
+async def test_an_unusable_library_lets_nothing_grow(open_test_memory: OpenMemory, tmp_path: Path) -> None:
+    """The folder is a link into nothing: the library is there, the table can never be opened."""
+    async with open_test_memory(index=replace(SMALL, flush_after_s=3600)) as memory:
+        await fill(memory, 8)
+    (tmp_path / "lancedb").symlink_to("/proc/nowhere")
+    async with open_test_memory(index=replace(SMALL, outbox_limit=3)) as memory:
+        await memory.warm_up()
+        await engine(memory, "scan")
+        await _until_shortened(tmp_path)
+        await fill(memory, 3, first=30)
+        assert not memory._index._matrix.changes
+        assert (await best(memory, "item31"))[0] == "Box 31 holds item31."
+
+
+async def test_an_error_of_the_database_leaves_the_table_alone(open_test_memory: OpenMemory, tmp_path: Path) -> None:
+    async with open_test_memory(index=SMALL) as memory:
+        await fill(memory, 8)
+        await engine(memory, "lancedb")
+        await memory.flush()
+        with sqlite3.connect(tmp_path / "spacebot.db") as connection:
+            connection.execute(
+                "CREATE TRIGGER full BEFORE DELETE ON vector_outbox BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+            )
+        made_at = (tmp_path / "lancedb" / "memory_embeddings.lance").stat().st_ino
+        await fill(memory, 1, first=40)
+        with pytest.raises(StorageError, match="disk is full"):
+            await memory.flush()
+        assert (await memory.stats()).engine == "lancedb"
+        assert await best(memory, "item40") == ("Box 40 holds item40.", ("vector", "text"), ())
+        connection.execute("DROP TRIGGER full")
+        connection.close()
+        await memory.flush()
+        assert (await memory.stats()).unindexed == 0
+        assert (tmp_path / "lancedb" / "memory_embeddings.lance").stat().st_ino == made_at
+    assert ids_on_disk(tmp_path / "lancedb") == ids_in_truth(tmp_path)
+
+
+async def test_a_first_look_that_fails_ends_nobody(
+    open_test_memory: OpenMemory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_test_memory(index=SMALL) as memory:
+        await fill(memory, 1)
+    with sqlite3.connect(tmp_path / "spacebot.db") as connection:
+        connection.execute("ALTER TABLE vector_outbox RENAME TO gone")
+    async with open_test_memory(index=SMALL) as memory:
+        with trio.fail_after(10):
+            while "vector table not brought into step" not in caplog.messages:
+                await trio.sleep(0.01)
+        assert (await best(memory, "item0"))[0] == "Box 0 holds item0."
+    connection.close()
 
 
 def test_importing_the_memory_loads_no_heavy_library() -> None:

@@ -1,16 +1,18 @@
 """An agent's memory through its own face: save, recall, forget, who may see what, restart."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from spacebot.base.errors import NotFoundError, RefusedError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import new_uuid
 from spacebot.base.paths import bundled_model
 from spacebot.memory.embedding import OnnxEmbedder
-from spacebot.memory.memory import AgentMemory
+from spacebot.memory.memory import LATER_FIRST_S, AgentMemory
 from spacebot.memory.types import (
     EVERYTHING,
     MemoryType,
@@ -363,3 +365,29 @@ async def test_opening_and_closing_costs_no_library(open_test_memory: OpenMemory
     async with open_test_memory() as memory:
         assert (await memory.stats()).engine == "exact"
     assert not (tmp_path / "lancedb").exists()
+
+
+async def test_a_full_disk_ends_no_background_task(
+    open_test_memory: OpenMemory, tmp_path: Path, caplog: pytest.LogCaptureFixture, mock_clock: MockClock
+) -> None:
+    """A trigger stands for the disk: the vectors that were computed later cannot be written."""
+    embedder = FakeEmbedder()
+    embedder.fails = True
+    async with open_test_memory(embedder=embedder) as memory:
+        await save(memory, "The disk is full.")
+    with sqlite3.connect(tmp_path / "spacebot.db") as connection:
+        connection.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON embeddings BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+        )
+    connection.close()
+    embedder.fails = False
+    async with open_test_memory(embedder=embedder) as memory:
+        while "memories still without vectors" not in caplog.messages:
+            await memory.stats()
+        with sqlite3.connect(tmp_path / "spacebot.db") as connection:
+            connection.execute("DROP TRIGGER full")
+        connection.close()
+        while not (await memory.stats()).embedded:
+            mock_clock.jump(LATER_FIRST_S)
+        (hit,) = (await memory.recall(Query(viewer=ROOM.viewer, text="disk full"))).hits
+        assert hit.legs[:2] == ("vector", "text")

@@ -305,7 +305,7 @@ function showMessage(row, isOlder = false) {
 }
 
 function draw(row) {
-  const body = el("div", { class: "body" }, row.role === "user" ? el("div", { class: "plain-text" }, row.content) : renderMarkdown(row.content));
+  const body = el("div", { class: "body" }, row.role === "user" ? el("div", { class: "plain-text", dir: "auto" }, row.content) : renderMarkdown(row.content));
   const meta = el("div", { class: "meta" });
   const element = el(
     "article",
@@ -364,11 +364,12 @@ async function toggleFate(button, element, messageId) {
       const seconds = (new Date(replies[0].created_at) - new Date(fate.message.created_at)) / 1000;
       rows.push(["Answered after", `${seconds.toFixed(1)} s, ${replies.length === 1 ? "one reply" : `${replies.length} replies`}`]);
     }
-    rows.push(["Received", new Date(fate.message.created_at).toLocaleString()]);
+    rows.push(["Received", new Date(fate.message.created_at).toLocaleString()], ["Message", fate.message.id]);
     box.replaceChildren(el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))])));
   } catch (error) {
     box.textContent = `Nothing is known: ${error.message}`;
   }
+  box.scrollIntoView({ block: "nearest" });
 }
 
 function welcome() {
@@ -469,11 +470,16 @@ function keepUntilLogged(receipt, text) {
   $("tail").append(element);
 }
 
+const REFUSED_SHOWN = 400; // characters; Edit brings the whole text back
+
 function refuse(clientId, one, reason) {
   one.isRefused = true;
   one.element.hidden = false;
   one.element.classList.remove("pending");
   one.element.classList.add("refused");
+  const words = one.element.querySelector(".plain-text");
+  if (one.text.length > REFUSED_SHOWN) words.textContent = `${one.text.slice(0, REFUSED_SHOWN)}…`;
+  $("log").append(one.element); // what comes later stands below it
   const again = () => {
     dropPending(clientId);
     $("text").value = one.text;
