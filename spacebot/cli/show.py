@@ -72,10 +72,8 @@ def show_recent(paths: InstancePaths, *, as_json: bool) -> int:
         print(json.dumps(recent))
         return 0
     for message in recent:
-        name = f"{message['sender_name']}:"
-        print(
-            f"{message['id']}  {message['created_at'][:19]}  {message['state']:9} {name} {_one_line(message['content'], 60)}"
-        )
+        said = f"{message['sender_name']}: {_one_line(message['content'], 60)}"
+        print(f"{message['id']}  {message['created_at'][:19]}  {message['state']:9} {said}")
     if not recent:
         print("nobody has said anything yet", file=sys.stderr)
     return 0
