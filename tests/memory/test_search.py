@@ -65,7 +65,7 @@ def test_fusion_sums_one_share_per_list(lists: list[list[MemoryId]], k: int) -> 
     assert scores.keys() == {key for ranking in lists for key in ranking}
     for key, score in scores.items():
         assert score == pytest.approx(sum(1 / (k + r.index(key) + 1) for r in lists if key in r))
-        assert 0 < score <= pytest.approx(len(lists) / (k + 1))
+        assert 0 < score <= len(lists) / (k + 1) + 1e-12  # the sum of fractions may round up
 
 
 @given(rankings)
