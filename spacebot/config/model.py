@@ -47,6 +47,15 @@ class ApiConfig(_Table):
     auth_token: SecretStr | None = None
     allowed_origins: tuple[str, ...] = ()  # pages of other sites that may show the web chat in a frame
 
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            parts = urlsplit(value.rstrip("/"))
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.query:
+                raise ValueError(f"{value!r} must be scheme, host and port of the page, such as 'https://example.org'")
+        return values
+
     @field_validator("bind")
     @classmethod
     def _is_address(cls, value: str) -> str:

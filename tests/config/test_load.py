@@ -391,3 +391,11 @@ def _toml(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml_key(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     return str(value)
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:9171/index.html", "127.0.0.1:9171", "x.com/path", "ftp://x.com"])
+def test_a_page_that_may_frame_the_chat_is_named_by_its_origin(origin: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f'[api]\nallowed_origins = ["https://good.example:8443/", "{origin}"]\n')
+    with pytest.raises(ConfigError, match="scheme, host and port"):
+        load_config(file, environ={})

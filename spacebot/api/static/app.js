@@ -545,6 +545,7 @@ function setConnection(state) {
   const place = $("connection");
   if (place.dataset.state === state) return;
   place.dataset.state = state;
+  $("work").classList.toggle("stale", state !== "online"); // what it shows was true when the connection was lost
   place.lastChild.textContent = { online: "connected", connecting: "connecting", offline: "offline, reconnecting" }[state];
 }
 
