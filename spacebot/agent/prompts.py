@@ -51,19 +51,25 @@ class Prompts:
         self._set = current
         self._specs: dict[type, ToolSpec] = {}
         self._stable: dict[str, str] = {}
+        self._fixed: dict[str, str] = {}  # rendered without variables
 
     def render(self, name: str, **variables: Any) -> str:
         """Fill in a template; variables that it does not get are empty.
 
         Errors: ConfigError when there is no such template, or an override fails with these values.
         """
+        if not variables and (fixed := self._fixed.get(name)) is not None:
+            return fixed
         template = self._set.templates.get(name)
         if template is None:
             raise ConfigError(f"there is no prompt {name!r}; put it back into the prompts folder")
         try:
-            return template.render(**self._set.identity, **variables).strip()
+            text = template.render(**self._set.identity, **variables).strip()
         except TemplateError as error:
             raise ConfigError(f"prompt {name!r} cannot be rendered: {error}") from error
+        if not variables:
+            self._fixed[name] = text
+        return text
 
     def render_stable(self, name: str, **variables: str) -> tuple[str, bool]:
         """Fill in a system prompt; the second value says whether it is the same in every turn.
@@ -103,6 +109,7 @@ class Prompts:
             self._set = fresh
             self._specs.clear()
             self._stable.clear()
+            self._fixed.clear()
             log.info("prompts reloaded", extra={"kv": {"changed": ",".join(changed)}})
         return changed
 

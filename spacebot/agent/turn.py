@@ -261,7 +261,10 @@ class Turn:
 
     def _status_text(self) -> str:
         told_now = {result.process_id for result in self._work.results}
-        return neutral(self._parts.prompts.render("fragments/status", **self._status.for_model(without=told_now)))
+        going_on = self._status.for_model(without=told_now)
+        if not any(going_on.values()):
+            return ""
+        return neutral(self._parts.prompts.render("fragments/status", **going_on))
 
     async def reply(self, text: str) -> str:
         """Commit a text as said; with it the turn's messages are answered and its results told."""

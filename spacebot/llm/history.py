@@ -28,6 +28,7 @@ BYTES_PER_TOKEN = 4  # process spec 9
 IMAGE_TOKENS = 500
 LOST_RESULT = "This call was cut off: it may have run in part, or not at all. Check before you repeat it."
 OPENING = "(the conversation before this point is not shown)"
+TOOLS_KNOWN = 256  # specs whose size is remembered
 KEEP_MESSAGES = 2  # a cut never leaves fewer
 
 
@@ -104,8 +105,22 @@ def estimate_tokens(
     """Roughly how many tokens a request has: bytes / 4, pictures 500 each (process spec 9)."""
     size = sum(_size(part) for message in messages for part in message.parts)
     size += sum(len(block.text.encode()) for block in system)
-    size += sum(len(tool.name) + len(tool.description.encode()) + len(json.dumps(tool.schema)) for tool in tools)
+    size += sum(_tool_size(tool) for tool in tools)
     return size // BYTES_PER_TOKEN
+
+
+_tool_sizes: dict[int, tuple[ToolSpec, int]] = {}  # by identity; a spec is made once and asked about at every step
+
+
+def _tool_size(tool: ToolSpec) -> int:
+    known = _tool_sizes.get(id(tool))
+    if known is not None and known[0] is tool:
+        return known[1]
+    size = len(tool.name) + len(tool.description.encode()) + len(json.dumps(tool.schema))
+    if len(_tool_sizes) >= TOOLS_KNOWN:
+        _tool_sizes.clear()
+    _tool_sizes[id(tool)] = (tool, size)
+    return size
 
 
 def _size(part: Part) -> int:
