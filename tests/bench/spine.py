@@ -17,9 +17,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import trio
 
-from tests.real_daemon import ROOT, Daemon, Watcher, running
+from tests.real_daemon import ROOT, Daemon, Http, Watcher, running
 from tests.stand_ins.openai import echo, last_user_text, serve_openai
 from tests.stand_ins.serving import Answer, Use
 
@@ -339,7 +340,60 @@ async def stopping(folder: Path) -> None:
         line("stop under load (20 turns, 3 jobs)", f"{took:.2f} s", "10 s, work resumed", "peers 3 s to 5 min")
 
 
+async def floor(folder: Path) -> None:
+    """What the same libraries need on this machine for nothing but asking the model and answering."""
+    for latency, name, n, at_once in (
+        (0.0, "one after another, model 0 ms", 200, 1),
+        (1.0, "50 at once, model 1 s", 50, 50),
+        (2.0, "1,000 at once, model 2 s", 1000, 1000),
+    ):
+        with standin_process(latency) as url:
+            bot = subprocess.Popen(
+                [sys.executable, "-m", "tests.bench.floor", url], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            )
+            try:
+                assert bot.stdout is not None
+                port = int(bot.stdout.readline())
+                people = [Http(port) for _ in range(at_once)]
+                took: list[float] = []
+
+                async def one(person: Http, took: list[float] = took) -> None:
+                    began = trio.current_time()
+                    await person.post("/", {"message": "hello"})
+                    took.append(trio.current_time() - began)
+
+                async with trio.open_nursery() as nursery:
+                    for person in people:  # connections are open before the clock runs, as in the other figures
+                        nursery.start_soon(one, person)
+                took.clear()
+                before, began = psutil.Process(bot.pid).cpu_times(), trio.current_time()
+                if at_once == 1:
+                    for _ in range(n):
+                        await one(people[0])
+                else:
+                    async with trio.open_nursery() as nursery:
+                        for person in people:
+                            nursery.start_soon(one, person)
+                after = psutil.Process(bot.pid).cpu_times()
+                cpu = (after.user + after.system - before.user - before.system) / n * 1000
+                spent = trio.current_time() - began
+                line(
+                    f"floor, a bot that does nothing else: {name}",
+                    f"{percentile(took, 0.5):.1f} / {percentile(took, 0.95):.1f} ms"
+                    if at_once == 1
+                    else f"{spent:.2f} s",
+                    "",
+                    f"CPU {cpu:.1f} ms each",
+                )
+                for person in people:
+                    await person.close()
+            finally:
+                bot.kill()
+                bot.wait()
+
+
 FIGURES: dict[str, Bench] = {
+    "floor": floor,
     "overhead": overhead,
     "fifty_conversations": fifty_conversations,
     "fifty_in_one": fifty_in_one,
