@@ -99,7 +99,8 @@ class Agent:
         await self._resume(recovery.branches, recovery.workers)
         for channel_id in recovery.channels_with_results:
             await self._channel(channel_id)  # which reads its results with its history
-        log.info(
+        log.log(
+            logging.INFO if any((recovery.messages, recovery.branches, recovery.workers)) else logging.DEBUG,
             "agent recovered",
             extra=kv(
                 agent=self.id,
