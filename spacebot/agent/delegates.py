@@ -11,6 +11,7 @@ Source: process spec 6, 7 and 22.2
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -135,7 +136,7 @@ class Delegates:
             outcome = replace(outcome, text=scrub(outcome.text))
             self._branches.pop(node.id, None)
             tell = outcome.state is not NodeState.INTERRUPTED and node.id not in self._quiet
-            await self._commit_end(finish, node, outcome, tell)
+            await self._commit(partial(finish, outcome, tell), node.id, what="end of process")
 
         async def finish(outcome: Outcome, tell: bool) -> None:
             result = await self._parts.conversations.finish_branch(run, outcome, tool_calls=node.tool_calls, tell=tell)
@@ -160,25 +161,21 @@ class Delegates:
 
         await self._parts.tree.supervise(node, think, settle=settle)
 
-    async def _commit_end(
-        self, finish: Callable[[Outcome, bool], Awaitable[None]], node: Node, outcome: Outcome, tell: bool
-    ) -> None:
-        """Commit the end of a process; one that the disk refuses is kept and tried again."""
+    async def _commit(self, write: Callable[[], Awaitable[None]], process_id: str, *, what: str) -> None:
+        """Write what a process came to; what the disk refuses is kept and tried again."""
         try:
-            await finish(outcome, tell)
+            await write()
         except StorageError as error:
-            log.error("end of process not written, it is tried again", extra=kv(id=node.id, error=str(error)))
+            log.error("%s not written, it is tried again", what, extra=kv(id=process_id, error=str(error)))
             assert self._nursery is not None
             self._uncommitted += 1
-            self._nursery.start_soon(self._commit_later, finish, outcome, tell)
+            self._nursery.start_soon(self._commit_later, write)
 
-    async def _commit_later(
-        self, finish: Callable[[Outcome, bool], Awaitable[None]], outcome: Outcome, tell: bool
-    ) -> None:
+    async def _commit_later(self, write: Callable[[], Awaitable[None]]) -> None:
         while True:
             await trio.sleep(RETRY_S)
             try:
-                await finish(outcome, tell)
+                await write()
             except StorageError:
                 continue
             self._uncommitted -= 1
@@ -266,7 +263,7 @@ class Delegates:
                 worker.keep_unread()
             retired = run.is_interactive and outcome.state is NodeState.DONE
             tell = not (is_stop or retired or node.id in self._quiet)
-            await self._commit_end(finish, node, outcome, tell)
+            await self._commit(partial(finish, outcome, tell), node.id, what="end of process")
 
         async def finish(outcome: Outcome, tell: bool) -> None:
             result = await self._parts.conversations.finish_worker(
@@ -289,40 +286,21 @@ class Delegates:
 
     async def _publish(self, run: WorkerRun, outcome: Outcome) -> None:
         """Commit a finished piece of work of a worker that lives on."""
-        worker, outcome = self._workers[run.id], replace(outcome, text=scrub(outcome.text))
-        try:
-            result = await self._add_result(worker, outcome)
-        except StorageError as error:
-            log.error("result not written, it is tried again", extra=kv(id=run.id, error=str(error)))
-            assert self._nursery is not None
-            self._uncommitted += 1
-            self._nursery.start_soon(self._publish_later, worker, outcome)
-            return
-        self._tell_result(run, result)
+        worker = self._workers[run.id]
+        outcome = replace(outcome, text=scrub(outcome.text))
 
-    async def _publish_later(self, worker: Worker, outcome: Outcome) -> None:
-        while True:
-            await trio.sleep(RETRY_S)
-            try:
-                result = await self._add_result(worker, outcome)
-            except StorageError:
-                continue
-            self._uncommitted -= 1
-            self._tell_result(worker.run_row, result)
-            return
+        async def write() -> None:
+            result = await self._parts.conversations.add_result(
+                run,
+                outcome,
+                status=worker.node.status,
+                transcript=worker.transcript,
+                tool_calls=worker.node.tool_calls,
+            )
+            self._ended(result)
+            self._emit(EventKind.WORKER_IDLE, worker_id=run.id, result=cut_bytes(result.text, EVENT_BYTES))
 
-    async def _add_result(self, worker: Worker, outcome: Outcome) -> PendingResult:
-        return await self._parts.conversations.add_result(
-            worker.run_row,
-            outcome,
-            status=worker.node.status,
-            transcript=worker.transcript,
-            tool_calls=worker.node.tool_calls,
-        )
-
-    def _tell_result(self, run: WorkerRun, result: PendingResult) -> None:
-        self._ended(result)
-        self._emit(EventKind.WORKER_IDLE, worker_id=run.id, result=cut_bytes(result.text, EVENT_BYTES))
+        await self._commit(write, run.id, what="result")
 
     def _worker_changed(self, worker: Worker) -> None:
         self._emit(

@@ -98,12 +98,8 @@ class SessionStream:
                 skipped, self._skipped = self._skipped, 0
                 self._ready.append(self._hello(self._cursor, skipped))
             elif self._held is None:
-                self._held = await self._subscription.receive()
-                if self._held is None:
+                if not self._hold(await self._subscription.receive()):
                     return None
-                if skipped := self._subscription.take_skipped():
-                    self._skipped += skipped
-                    self._is_behind = True
             else:
                 self._take(self._held)
         return self._ready.popleft()
@@ -114,12 +110,8 @@ class SessionStream:
             if self._is_behind or self._skipped:
                 return None
             if self._held is None:
-                self._held = self._subscription.receive_nowait()
-                if self._held is None:
+                if not self._hold(self._subscription.receive_nowait()):
                     return None
-                if skipped := self._subscription.take_skipped():
-                    self._skipped += skipped
-                    self._is_behind = True
             else:
                 self._take(self._held)
         return self._ready.popleft()
@@ -127,6 +119,16 @@ class SessionStream:
     async def __aiter__(self) -> AsyncIterator[SessionEvent]:
         while (event := await self.receive()) is not None:
             yield event
+
+    def _hold(self, event: ProcessEvent | None) -> bool:
+        """Keep an event until it is its turn, and note what was lost before it; False when there is none."""
+        self._held = event
+        if event is None:
+            return False
+        if skipped := self._subscription.take_skipped():
+            self._skipped += skipped
+            self._is_behind = True
+        return True
 
     def _take(self, event: ProcessEvent) -> None:
         """Pass the held event on, drop it as known, or keep it and ask for the log first."""
