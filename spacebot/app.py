@@ -18,6 +18,7 @@ from functools import partial
 
 import trio
 
+from spacebot import __version__
 from spacebot.agent.agent import Agent, open_agent
 from spacebot.api.control import control_commands, serve_control
 from spacebot.api.server import serve_api
@@ -137,6 +138,7 @@ async def main(
 
     Errors: ConfigError, StorageError when a part cannot be opened.
     """
+    log.info("starting", extra=kv(version=__version__, pid=os.getpid()))
     clock, tree, events, stop = Clock(), Tree(), EventBus(), trio.Event()
     daemon = tree.add(NodeKind.DAEMON, f"pid {os.getpid()}", node_id="daemon")
     daemon.state = NodeState.RUNNING
