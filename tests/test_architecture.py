@@ -24,6 +24,7 @@ IMPORTERS = {  # foreign library -> the only files that may import it
     "watchfiles": {"config/store.py"},
     "hypercorn": {"api/server.py"},
     "asyncio": {"messaging/asyncio_bridge.py"},
+    "pypdf": {"agent/documents.py"},
     "selenium": set(),
     "requests": set(),
     "httpx": set(),

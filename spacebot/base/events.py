@@ -37,6 +37,11 @@ class EventKind(StrEnum):
     TOOL_COMPLETED = "tool_completed"
     TOOL_OUTPUT = "tool_output"
     MEMORY_SAVED = "memory_saved"
+    MEMORY_CHANGED = "memory_changed"  # edited, forgotten, merged, pruned: what was read before may be out of date
+    COMPACTION_STARTED = "compaction_started"
+    COMPACTION_COMPLETED = "compaction_completed"
+    INGESTION_PROGRESS = "ingestion_progress"
+    CORTEX_EVENT = "cortex_event"
     CONFIG_RELOADED = "config_reloaded"
 
 

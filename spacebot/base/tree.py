@@ -36,6 +36,9 @@ class NodeKind(StrEnum):
     BRANCH = "branch"
     WORKER = "worker"
     COMPACTION = "compaction"
+    PERSISTENCE = "persistence"
+    CORTEX = "cortex"
+    INGESTION = "ingestion"
 
 
 class NodeState(StrEnum):

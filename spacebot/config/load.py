@@ -45,12 +45,7 @@ MAX_FILE_BYTES = 4_000_000  # a configuration is kilobytes; more is a mistaken p
 
 # Tables and keys that belong to the file's format and have no effect yet.
 _UNUSED_TOP = frozenset({"messaging", "bindings", "mcp_servers", "metrics", "telemetry"})
-_UNUSED_AGENT = frozenset(
-    {
-        "cortex", "browser", "opencode", "memory_persistence", "ingestion", "mcp", "permissions", "brave_search_key",
-        "routing_profile",
-    }
-)  # fmt: skip
+_UNUSED_AGENT = frozenset({"browser", "opencode", "mcp", "permissions", "brave_search_key", "routing_profile"})
 _UNUSED_LLM = frozenset({"kilo_key", "opencode_go_key", "minimax_cn_key", "github_copilot_key"})
 _UNUSED_ROUTING = frozenset({"voice", "prompt_routing"}) | {
     f"{process}_thinking_effort" for process in ("channel", "branch", "worker", "compactor", "cortex")

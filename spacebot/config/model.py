@@ -153,6 +153,50 @@ class CompactionConfig(_Table):
         return self
 
 
+class MemoryPersistenceConfig(_Table):
+    """`[defaults.memory_persistence]`: when a quiet run saves what a conversation said. Memory spec 10.1."""
+
+    enabled: bool = True
+    message_interval: int = Field(default=20, ge=1, le=10_000)  # people's messages since the last run
+    max_interval_secs: float = Field(default=900, gt=0)  # since the last run, when at least one message came
+    event_interval: int = Field(default=5, ge=1, le=10_000)  # finished branches and workers since the last run
+
+
+class IngestionConfig(_Table):
+    """`[defaults.ingestion]`: the drop folder. Memory spec 13."""
+
+    enabled: bool = True
+    poll_interval_secs: float = Field(default=30, ge=1)
+    chunk_size: int = Field(default=4000, ge=200, le=100_000)  # characters
+
+
+class CortexConfig(_Table):
+    """`[defaults.cortex]`: what looks after memory and processes."""
+
+    tick_interval_secs: float = Field(default=30, ge=1)
+    worker_timeout_secs: float = Field(default=1200, gt=0)  # without any progress, not of age
+    branch_timeout_secs: float = Field(default=600, gt=0)  # without any progress
+    circuit_breaker_threshold: int = Field(default=3, ge=1)  # failures in a row until a part pauses
+    circuit_breaker_pause_secs: float = Field(default=1800, gt=0)
+    bulletin_interval_secs: float = Field(default=3600, ge=1)  # at most this often, and only when something changed
+    bulletin_max_words: int = Field(default=500, ge=50, le=5000)
+    association_interval_secs: float = Field(default=300, ge=1)
+    association_similarity_threshold: float = Field(default=0.7, ge=0, le=1)  # cosine above which two are related
+    association_updates_threshold: float = Field(default=0.9, ge=0, le=1)  # cosine above which one is the newer version
+    association_max_per_pass: int = Field(default=100, ge=1)  # new edges
+    maintenance_interval_secs: float = Field(default=3600, ge=1)
+    maintenance_decay_rate: float = Field(default=0.05, ge=0, le=1)  # a day, of a type that decays fully
+    maintenance_prune_threshold: float = Field(default=0.1, ge=0, le=1)  # importance
+    maintenance_min_age_days: float = Field(default=30, ge=0)
+    maintenance_merge_similarity_threshold: float = Field(default=0.95, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.association_similarity_threshold > self.association_updates_threshold:
+            raise ValueError("association_similarity_threshold must not exceed association_updates_threshold")
+        return self
+
+
 class WorkerConfig(_Table):
     """`[defaults.worker]`: patience with workers, in seconds."""
 
@@ -191,6 +235,9 @@ class AgentSettings(_Table):
     routing: RoutingConfig = RoutingConfig()
     coalesce: CoalesceConfig = CoalesceConfig()
     compaction: CompactionConfig = CompactionConfig()
+    memory_persistence: MemoryPersistenceConfig = MemoryPersistenceConfig()
+    ingestion: IngestionConfig = IngestionConfig()
+    cortex: CortexConfig = CortexConfig()
     worker: WorkerConfig = WorkerConfig()
     sandbox: SandboxConfig = SandboxConfig()
 

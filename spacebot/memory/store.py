@@ -39,7 +39,7 @@ LIVE = "+m.forgotten = 0"
 VISIBLE = "(:sees_all OR m.is_private = 0 OR m.channel_id = :channel OR m.owner = :owner)"
 COLUMNS = (
     "m.id, m.content, m.memory_type, m.importance, m.created_at, m.updated_at, m.last_accessed_at, m.access_count, "
-    "m.source, m.channel_id, m.user_id, m.message_id, m.is_private, m.permanent"
+    "m.source, m.channel_id, m.user_id, m.message_id, m.subject, m.is_private, m.permanent"
 )
 UPDATED_FACTOR = 0.5  # what a newer version leaves of an older one's base importance; memory spec 6
 EDGES_PER_HOP = 200  # the strongest; a hub of the graph must not make every recall slow
@@ -285,6 +285,7 @@ def to_memory(row: Row) -> Memory:
         channel_id=row["channel_id"],
         user_id=row["user_id"],
         message_id=row["message_id"],
+        subject=row["subject"],
         is_private=bool(row["is_private"]),
         permanent=bool(row["permanent"]),
     )
@@ -328,15 +329,17 @@ def _insert(
             channel_id=origin.channel_id,
             user_id=origin.user_id,
             message_id=origin.message_id,
+            subject=new.subject,
             is_private=origin.is_direct,
             permanent=new.permanent,
         )
         connection.execute(
             "INSERT INTO memories (id, content, fingerprint, memory_type, importance, base_importance, source, "
-            "channel_id, user_id, message_id, is_private, owner, permanent, created_at, updated_at, last_accessed_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "channel_id, user_id, message_id, subject, is_private, owner, permanent, created_at, updated_at, "
+            "last_accessed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (memory.id, content, mark, new.memory_type, importance, importance, origin.source, origin.channel_id,
-             origin.user_id, origin.message_id, origin.is_direct, viewer.owner, new.permanent, now, now, now),
+             origin.user_id, origin.message_id, new.subject, origin.is_direct, viewer.owner, new.permanent, now, now,
+             now),
         )  # fmt: skip
     has_vector = connection.execute(
         "SELECT 1 FROM embeddings WHERE memory_id = ? AND model = ?", (memory.id, model)

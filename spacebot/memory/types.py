@@ -134,6 +134,7 @@ class Memory:
     channel_id: str | None = None
     user_id: str | None = None
     message_id: str | None = None
+    subject: str | None = None  # the person whom it is about, as platform:user
     is_private: bool = False
     permanent: bool = False
 
@@ -167,6 +168,7 @@ class NewMemory:
     importance: float | None = None  # None: the type's default
     provenance: Provenance = Provenance()
     associations: tuple[NewAssociation, ...] = ()
+    subject: str | None = None  # the person whom it is about, as platform:user
     permanent: bool = False
 
 
