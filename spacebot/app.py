@@ -150,7 +150,7 @@ async def main(
 
     async with AsyncExitStack() as stack:
         models = await stack.enter_async_context(open_models(lambda: store.current.llm, record_usage=note_usage))
-        embedder, probe = OnnxEmbedder(), _Probe()
+        embedder, probe = OnnxEmbedder(verdicts=paths.root / "native.json"), _Probe()
         program = RunningProgram(store, events, models, stop, probe, by_id=agents)
         for config in store.current.agents:
             agents[AgentId(config.id)] = await stack.enter_async_context(

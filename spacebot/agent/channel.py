@@ -15,20 +15,22 @@ from collections.abc import Callable
 
 import trio
 
+from spacebot.agent.compactor import Compactor
 from spacebot.agent.delegates import Delegates
+from spacebot.agent.history import Entry, EntryKind, LiveHistory
 from spacebot.agent.pacing import HELD, RETRY_S, Pacing, Work
 from spacebot.agent.parts import AgentParts
+from spacebot.agent.persistence import PersistenceRuns
 from spacebot.agent.render import render_logged
 from spacebot.agent.status import StatusBlock
 from spacebot.agent.turn import Turn, bridged
 from spacebot.base.clock import monotonic_s
 from spacebot.base.errors import StorageError
-from spacebot.base.ids import ConversationId, MessageId
+from spacebot.base.ids import ConversationId
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
-from spacebot.conversations.records import BranchRun, Journalled, PendingResult, Standing, WorkerRun
-from spacebot.llm.history import drop_oldest, estimate_tokens
-from spacebot.llm.messages import ModelMessage, ProcessKind
+from spacebot.conversations.records import BranchRun, Journalled, PendingResult, Standing, SummaryKind, WorkerRun
+from spacebot.llm.messages import ModelMessage
 from spacebot.memory.types import Provenance
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,6 @@ log = logging.getLogger(__name__)
 HYDRATE = 200  # messages read back from the log when a known conversation wakes up; process spec 18
 RETIRE_S = 3600.0  # a channel with nothing to do leaves memory after this; the next message brings it back
 EVENT_BYTES = 4000  # of a result in an event
-HISTORY_SHARE = 0.8  # of the window that live history may fill before its oldest part leaves memory
 
 
 class Channel:
@@ -63,7 +64,7 @@ class Channel:
         self._node = node
         self._is_hydrated = not is_known
         self._may_start = may_start
-        self._history: list[tuple[MessageId | None, ModelMessage]] = []
+        self._history = LiveHistory()
         self._pacing = Pacing()
         self._refill_at = -math.inf
         self._was_cut = False
@@ -74,6 +75,10 @@ class Channel:
         self._nursery: trio.Nursery | None = None
         self.delegates = Delegates(
             parts, node, channel_id, status=self.status, fork=self._fork, turn=lambda: self._turn, ended=self._ended
+        )
+        self._compactor = Compactor(parts, node, channel_id, self._history, provenance=self._whole)
+        self._persistence = PersistenceRuns(
+            parts, node, channel_id, provenance=self._whole, ended=lambda: self._wake.set()
         )
         self._standing = Standing(is_direct=False, user_id=None)
         self._is_shared = False  # others have joined: what belongs to one person is not for this conversation
@@ -122,6 +127,7 @@ class Channel:
         self._idle_since = monotonic_s()
         if result is not None:
             self._pacing.add_result(result, monotonic_s())
+            self._persistence.note_work()
         self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -153,6 +159,11 @@ class Channel:
                 deadline = self._pacing.due_at()
                 if self._pacing.has_overflowed and deadline == math.inf:
                     deadline = self._refill_at
+                persist_at = self._persistence.due_at()
+                if persist_at <= monotonic_s():
+                    self._persistence.start(nursery)
+                    continue
+                deadline = min(deadline, persist_at)
                 if self._is_idle():
                     deadline = min(deadline, self._idle_since + RETIRE_S)
                     if deadline <= monotonic_s():
@@ -170,18 +181,31 @@ class Channel:
             if self._is_hydrated:
                 return
             try:
-                rows = await self._parts.conversations.recent(self.id, HYDRATE)
+                await self._read_history()
                 self._standing = await self._parts.conversations.standing(self.id)
                 self._is_shared = not self._standing.is_direct
             except StorageError as error:
                 log.error("history not read", extra=kv(channel=self.id, error=str(error)))
-                rows = []
-            zone = self._parts.zone
-            for row in rows:
-                if (message := render_logged(row, zone)) is not None:
-                    self._history.append((row.id, message))
             self._is_hydrated = True
             await self._refill()
+
+    async def _read_history(self) -> None:
+        """Summaries first, then the newest messages that they do not cover; what lies between is named as left out."""
+        memoranda = self._parts.memoranda
+        summaries = await memoranda.summaries(self.id)
+        covered = max((summary.last_seq for summary in summaries), default=0)
+        rows = await memoranda.newest(self.id, after_seq=covered, limit=HYDRATE)
+        for summary in summaries:
+            kind = EntryKind.OMISSION if summary.kind is SummaryKind.EMERGENCY else EntryKind.SUMMARY
+            span = (summary.first_seq, summary.last_seq)
+            self._history.extend([Entry(ModelMessage.user(summary.content), span, kind)])
+        if rows and (missing := rows[0].seq - covered - 1) > 0:
+            text = self._parts.prompts.render("fragments/omission", count=missing)
+            self._history.extend([Entry(ModelMessage.user(text), (), EntryKind.OMISSION)])
+        zone = self._parts.zone
+        messages = [(row.seq, render_logged(row, zone)) for row in rows]
+        self._history.extend(Entry(message, (seq,)) for seq, message in messages if message is not None)
+        self._persistence.note_unsaved(await memoranda.unsaved(self.id))
 
     async def _refill(self) -> None:
         """Fetch from the log what waits there only: messages beyond those held, results that nobody was told."""
@@ -202,8 +226,7 @@ class Channel:
         self._pacing.has_overflowed |= len(messages) >= HELD
 
     def _start_turn(self, nursery: trio.Nursery, work: Work) -> None:
-        taken = {message.id for message in work.messages}
-        self._history = [entry for entry in self._history if entry[0] not in taken]
+        self._history.without(message.seq for message in work.messages)
         description = f"{len(work.messages)} messages, {len(work.results)} results"
         node = self._parts.tree.add(NodeKind.TURN, description, parent=self._node)
         self._turn = Turn(
@@ -212,7 +235,7 @@ class Channel:
             self.delegates,
             self.id,
             work,
-            history=[message for _, message in self._history],
+            history=self._history.messages(),
             status=self.status,
             provenance=self._provenance(work),
         )
@@ -226,9 +249,11 @@ class Channel:
             if not turn.is_closed:
                 is_given_back = await self._settle_broken_turn(turn, work, outcome)
             if turn.end is not None and not is_given_back:
-                self._history.extend((None, message) for message in turn.end.history)
+                self._history.extend(turn.end.history)
                 self._pacing.note_end(work, has_spawned=turn.has_spawned, untold=turn.end.untold, now=monotonic_s())
-                self._trim()
+                self._persistence.note_turn(len(work.messages))
+                if self._nursery is not None and self._may_start():
+                    self._compactor.check(self._nursery, fixed_tokens=turn.fixed_tokens)
 
         try:
             await self._parts.tree.supervise(node, turn.run, settle=settle)
@@ -273,14 +298,6 @@ class Channel:
             except StorageError:
                 continue
 
-    def _trim(self) -> None:
-        """Keep live history below its share of the window; the log has all of it."""
-        limit = int(self._parts.window(ProcessKind.CHANNEL) * HISTORY_SHARE)
-        if len(self._history) < 8 or estimate_tokens(message for _, message in self._history) < limit:
-            return
-        cut = drop_oldest([message for _, message in self._history], 0.3)
-        del self._history[:cut]
-
     def _provenance(self, work: Work) -> Provenance:
         """Who is answered by a turn: the writer of its last message, not whoever spoke since."""
         if not work.messages:
@@ -295,9 +312,25 @@ class Channel:
             is_direct=not self._is_shared,
         )
 
+    def _whole(self) -> Provenance:
+        """The conversation as such; in a room nobody in particular."""
+        standing = self._standing
+        return Provenance(
+            channel_id=self.id,
+            user_id=standing.user_id if standing.is_direct else None,
+            message_id=None,
+            source="conversation",
+            is_direct=standing.is_direct,
+        )
+
+    async def finish(self) -> None:
+        """Save what is worth remembering, because the program stops."""
+        if self._nursery is not None:
+            await self._persistence.finish(self._nursery)
+
     def _fork(self) -> list[ModelMessage]:
         """The conversation as it stands, with what the running turn deals with."""
-        messages = [message for _, message in self._history]
+        messages = self._history.messages()
         if self._turn is not None and self._turn.prompt is not None:
             return bridged(messages, self._turn.prompt, self._parts.prompts.render("fragments/bridge"))
         return messages

@@ -156,7 +156,8 @@ class Delegates:
                 message_id=run.reply_to,
                 is_direct=standing.is_direct,
             )
-            tools = branch_tools(self._parts, self, node, run, provenance)
+            people = await self._parts.conversations.participants(self._channel_id)
+            tools = branch_tools(self._parts, self, node, provenance, people)
             return await run_branch(self._parts, node, run, fork=fork, tools=tools, viewer=provenance.viewer)
 
         await self._parts.tree.supervise(node, think, settle=settle)

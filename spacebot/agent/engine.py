@@ -43,7 +43,9 @@ log = logging.getLogger(__name__)
 OVERFLOW_RETRIES = 2  # process spec 18
 OVERFLOW_DROP = 0.75  # share of the history that goes when the provider says it is too long
 COMMITS = frozenset({"reply", "react"})  # nothing goes on when these cannot be written down
-LAST = frozenset({"reply", "skip"})  # run after all other calls of their step
+LAST = frozenset(
+    {"reply", "skip", "memory_persistence_complete", "write_summary"}
+)  # run after all other calls of their step
 
 
 class Ending(StrEnum):

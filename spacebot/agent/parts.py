@@ -9,23 +9,24 @@ from datetime import tzinfo
 from functools import lru_cache
 from typing import Protocol
 
+import trio
+
+from spacebot.agent.bulletin import CANDIDATES, Briefing, known_groups
 from spacebot.agent.prompts import Prompts
 from spacebot.base.clock import Clock, parse_zone
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventBus
 from spacebot.base.ids import AgentId
 from spacebot.base.paths import AgentPaths
-from spacebot.base.text import cut_bytes
 from spacebot.base.tree import Tree
 from spacebot.config.model import AgentConfig
 from spacebot.conversations.log import Conversations
+from spacebot.conversations.memoranda import Memoranda
+from spacebot.conversations.message_search import MessageSearch
 from spacebot.llm.messages import Model, ProcessKind
 from spacebot.memory.memory import AgentMemory
-from spacebot.memory.types import Memory, Viewer
+from spacebot.memory.types import Viewer
 from spacebot.tools.sandbox import Backend, Containment
-
-BULLETIN_MEMORIES = 12
-BULLETIN_LINE_BYTES = 240
 
 
 class AgentModel(Model, Protocol):
@@ -62,25 +63,32 @@ class AgentParts:
     window: Callable[[ProcessKind], int]
     prompts: Prompts
     conversations: Conversations
+    memoranda: Memoranda
+    messages: MessageSearch
     memory: AgentMemory
+    briefing: Briefing
     containment: Containment
     probe: Callable[[], Awaitable[Backend]]
     events: EventBus
     tree: Tree
     clock: Clock
+    quiet: trio.CapacityLimiter  # runs that nobody waits for: few at once, whatever the number of channels
 
     async def bulletin(self, viewer: Viewer) -> str:
-        """What is known and important, a line each, as far as this viewer may see it."""
-        return "\n".join(_line(memory) for memory in await self.memory.context(BULLETIN_MEMORIES, viewer))
+        """What is known and important as far as this viewer may see it, and the cortex's bulletin; safe in prompts.
+
+        The same text from turn to turn until something is saved, changed or forgotten.
+        """
+        memories, bulletin = await self.memory.context(CANDIDATES, viewer), await self.briefing.text()
+        if not memories and not bulletin:
+            return ""
+        groups = known_groups(memories, self.zone)
+        return self.prompts.render("fragments/known", groups=groups, memory_bulletin=bulletin)
 
     @property
     def zone(self) -> tzinfo | None:
         """The zone in which people read times; None is the machine's."""
         return _zone(self.settings().user_timezone)
-
-
-def _line(memory: Memory) -> str:
-    return f"- ({memory.memory_type}) {cut_bytes(' '.join(memory.content.split()), BULLETIN_LINE_BYTES)}"
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from datetime import tzinfo
 
 from spacebot.base.clock import format_local, from_text
 from spacebot.base.text import preview
-from spacebot.conversations.records import Journalled, LoggedMessage
+from spacebot.conversations.records import ERASED, Journalled, LoggedMessage
 from spacebot.llm.messages import ModelMessage
 from spacebot.messaging.messages import InboundMessage, OutboundKind
 
@@ -18,7 +18,7 @@ EMPTY = "(a message without text)"
 PREVIEW = 120  # characters of the message that is replied to
 
 
-_FRAME = re.compile(r"<(?=\s*/?\s*(?:now|result)\b)", re.IGNORECASE)
+_FRAME = re.compile(r"<(?=\s*/?\s*(?:now|result|transcript)\b)", re.IGNORECASE)
 
 
 def neutral(text: str) -> str:
@@ -47,7 +47,7 @@ def render_batch(messages: Sequence[Journalled], zone: tzinfo | None) -> str:
 
 def render_logged(message: LoggedMessage, zone: tzinfo | None) -> ModelMessage | None:
     """A row of the log as it stood in the live history; None for what was not said in words."""
-    if message.kind == OutboundKind.REACTION:
+    if message.kind in (OutboundKind.REACTION, ERASED):
         return None
     if message.role == "assistant":
         return ModelMessage.assistant(message.content)
@@ -61,3 +61,19 @@ def place_of(message: InboundMessage) -> str:
         return f"a direct chat with {message.author.name} ({message.conversation_id})"
     names = " in ".join(name for name in (message.channel_name, message.server_name) if name)
     return f"{names or 'a shared room'} ({message.conversation_id})"
+
+
+def render_transcript(rows: Sequence[LoggedMessage], zone: tzinfo | None) -> str:
+    """Rows of the log for a reader that keeps people apart: a line each, with name and id; `you` is the agent."""
+    lines = []
+    for row in rows:
+        if row.kind != OutboundKind.TEXT:
+            continue
+        moment = format_local(from_text(row.created_at), zone)
+        who = (
+            "you"
+            if row.role == "assistant"
+            else f"{neutral(row.sender_name or '?')} (id {neutral(row.sender_id or '?')})"
+        )
+        lines.append(f"[{moment}] {who}: {neutral(row.content.strip()) or EMPTY}")
+    return "\n".join(lines)

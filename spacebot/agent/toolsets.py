@@ -4,30 +4,70 @@ Floor:  agent
 Source: tools spec 2
 """
 
+from collections.abc import Sequence
+
 from spacebot.agent.parts import AgentParts
-from spacebot.agent.transcripts import Transcripts
 from spacebot.base.events import EventKind
 from spacebot.base.tree import Node
-from spacebot.conversations.records import BranchRun
-from spacebot.memory.types import Provenance
+from spacebot.conversations.records import Participant
+from spacebot.memory.types import EVERYTHING, Provenance
+from spacebot.tools.compaction import WriteSummary
 from spacebot.tools.contract import Tool
 from spacebot.tools.delegation import ChannelHandle, SpawnWorker
 from spacebot.tools.files import FileTool
-from spacebot.tools.memory import ChannelRecall, MemoryDelete, MemoryRecall, MemorySave
+from spacebot.tools.memory import MemoryDelete, MemoryRecall, MemorySave
+from spacebot.tools.persistence import MemoryPersistenceComplete
+from spacebot.tools.recall_channel import ChannelRecall
 from spacebot.tools.shell import ExecTool, ShellTool
 
 
 def branch_tools(
-    parts: AgentParts, channel: ChannelHandle, node: Node, run: BranchRun, provenance: Provenance
+    parts: AgentParts, channel: ChannelHandle, node: Node, provenance: Provenance, people: Sequence[Participant]
 ) -> tuple[Tool, ...]:
-    """Memory, transcripts of other conversations, and one worker."""
+    """Memory, what was said here and elsewhere, and one worker."""
     return (
-        MemorySave(memory=parts.memory, provenance=provenance),
-        MemoryRecall(memory=parts.memory, viewer=provenance.viewer),
+        MemorySave(memory=parts.memory, provenance=provenance, people=people),
+        _recall(parts, provenance),
         MemoryDelete(memory=parts.memory, viewer=provenance.viewer),
-        ChannelRecall(transcripts=Transcripts(parts.conversations), visible_to=run.channel_id),
+        ChannelRecall(messages=parts.messages, viewer=provenance.viewer),
         SpawnWorker(channel, origin=node),
     )
+
+
+def harvest_tools(
+    parts: AgentParts, provenance: Provenance, people: Sequence[Participant]
+) -> tuple[tuple[Tool, ...], WriteSummary]:
+    """What the compactor may do: save memories, and hand over its summary, which is returned beside."""
+    summary = WriteSummary()
+    return (MemorySave(memory=parts.memory, provenance=provenance, people=people), summary), summary
+
+
+def persistence_tools(
+    parts: AgentParts, provenance: Provenance, people: Sequence[Participant]
+) -> tuple[tuple[Tool, ...], MemorySave, MemoryPersistenceComplete]:
+    """What a persistence run may do; the tools that know what was saved and reported are returned beside.
+
+    It reads what anybody may have written, so it can neither delete nor read other conversations.
+    """
+    save = MemorySave(memory=parts.memory, provenance=provenance, people=people)
+    complete = MemoryPersistenceComplete(save)
+    return (save, _recall(parts, provenance), complete), save, complete
+
+
+def console_tools(parts: AgentParts, node: Node) -> tuple[Tool, ...]:
+    """What the cortex may do for the owner: look at everything, change memory, run commands in the workspace."""
+    provenance = Provenance(source="cortex chat")
+    return (
+        MemorySave(memory=parts.memory, provenance=provenance, people=()),
+        MemoryRecall(memory=parts.memory, viewer=EVERYTHING, messages=parts.messages, clock=parts.clock),
+        MemoryDelete(memory=parts.memory, viewer=EVERYTHING),
+        ChannelRecall(messages=parts.messages, viewer=EVERYTHING),
+        *worker_tools(parts, node),
+    )
+
+
+def _recall(parts: AgentParts, provenance: Provenance) -> MemoryRecall:
+    return MemoryRecall(memory=parts.memory, viewer=provenance.viewer, messages=parts.messages, clock=parts.clock)
 
 
 def worker_tools(parts: AgentParts, node: Node) -> tuple[Tool, ...]:

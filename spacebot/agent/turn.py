@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spacebot.agent.engine import Ending, Engine, EngineResult
+from spacebot.agent.history import Entry
 from spacebot.agent.pacing import Work
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.render import neutral, place_of, render_batch
@@ -23,6 +24,7 @@ from spacebot.base.redaction import scrub
 from spacebot.base.text import cut_bytes, preview
 from spacebot.base.tree import Node, NodeState, Outcome
 from spacebot.conversations.records import LoggedMessage, PendingResult, TurnState
+from spacebot.llm.history import estimate_tokens
 from spacebot.llm.messages import ArgumentsDelta, ModelMessage, ProcessKind, Restart, Role, StreamDelta, SystemBlock
 from spacebot.memory.types import Provenance
 from spacebot.messaging.messages import OutboundKind
@@ -60,7 +62,7 @@ def bridged(history: Sequence[ModelMessage], prompt: ModelMessage, bridge: str) 
 class TurnEnd:
     """What a turn leaves to its channel: new history, and results that nobody was told."""
 
-    history: tuple[ModelMessage, ...]
+    history: tuple[Entry, ...]
     untold: tuple[PendingResult, ...]
     state: TurnState
 
@@ -88,7 +90,7 @@ class Turn:
         self._history = history
         self._status = status
         self._provenance = provenance
-        self._replies: list[str] = []
+        self._replies: list[LoggedMessage] = []
         self._skipped: str | None = None
         self._reader: tuple[int, ReplyReader] | None = None
         self._shown_at = -1.0
@@ -98,6 +100,7 @@ class Turn:
         self.has_spawned = False  # it has set something to work
         self.is_closed = False  # its end is on disk
         self.is_unwritten = False  # what it wanted to say could not be written down
+        self.fixed_tokens = 0  # of its requests beside the history
         self.end: TurnEnd | None = None
 
     @property
@@ -177,6 +180,7 @@ class Turn:
             window=lambda: parts.window(ProcessKind.CHANNEL),
             overflow_note=parts.prompts.render("fragments/overflow"),
         )
+        self.fixed_tokens = estimate_tokens((self.prompt,), engine.system, engine.specs)
         budget = RETRIGGER_BUDGET if self._work.is_retrigger else parts.settings().max_turns
         messages = bridged(self._history, self.prompt, parts.prompts.render("fragments/bridge"))
         result = await engine.run(messages, budget=budget, on_delta=self._on_delta, on_step=self._next_step)
@@ -275,7 +279,7 @@ class Turn:
             reply_to=self.reply_to,
             result_ids=[result.id for result in self._work.results],
         )
-        self._replies.append(text)
+        self._replies.append(row)
         self._announce(row)
         return row.id
 
@@ -361,7 +365,7 @@ class Turn:
         reason = preview(scrub(outcome.text), ERROR_CHARACTERS)
         await self._close(TurnState.FAILED, reason, None if self._work.is_retrigger else f"Sorry, I stopped: {reason}")
 
-    def _history_entries(self) -> tuple[ModelMessage, ...]:
+    def _history_entries(self) -> tuple[Entry, ...]:
         """What stays in the history: what people said, what came back, what was answered. No clock, no calls."""
         notes = [
             f'[result of {result.process_kind}, {result.state}, about "{preview(result.description, 120)}"] '
@@ -369,9 +373,10 @@ class Turn:
             for result in self._work.results
         ]
         said = render_batch(self._work.messages, self._parts.zone)
-        entries = [ModelMessage.user("\n".join([*notes, *([said] if said else [])]))]
-        entries.extend(ModelMessage.assistant(text) for text in self._replies)
-        return tuple(entry for entry in entries if entry.text)
+        asked = ModelMessage.user("\n".join([*notes, *([said] if said else [])]))
+        entries = [Entry(asked, tuple(journalled.seq for journalled in self._work.messages))]
+        entries.extend(Entry(ModelMessage.assistant(row.content), (row.seq,)) for row in self._replies)
+        return tuple(entry for entry in entries if entry.message.text)
 
     def _announce(self, row: LoggedMessage) -> None:
         self._emit(

@@ -6,9 +6,16 @@ Floor: api
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from spacebot.agent.cortex_chat import CortexChat
+from spacebot.agent.forgetting import ForgottenPerson, Traces
+from spacebot.agent.ingestion import Ingestion
 from spacebot.base.ids import AgentId
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import Accepted
+from spacebot.memory.maintenance import MaintenancePolicy
+from spacebot.memory.memory import AgentMemory
+from spacebot.memory.transfer import MemoryTransfer
+from spacebot.memory.views import MemoryViews
 from spacebot.messaging.messages import InboundMessage
 
 
@@ -43,6 +50,44 @@ class AgentHandle(Protocol):
 
     async def memory_stats(self) -> Mapping[str, Any]:
         """Counts of the memory store."""
+        ...
+
+    @property
+    def memory(self) -> AgentMemory:
+        """What the agent knows."""
+        ...
+
+    @property
+    def memory_views(self) -> MemoryViews:
+        """The same for looking at it: pages, graph, history."""
+        ...
+
+    @property
+    def maintenance_policy(self) -> MaintenancePolicy:
+        """How its memory is looked after, as the live configuration has it."""
+        ...
+
+    @property
+    def cortex_chat(self) -> CortexChat:
+        """The owner's console."""
+        ...
+
+    @property
+    def transfer(self) -> MemoryTransfer:
+        """Export and import of the same."""
+        ...
+
+    async def traces_of(self, person: str) -> Traces:
+        """How much there is of a person (platform:user). Errors: RefusedError, StorageError."""
+        ...
+
+    async def forget_person(self, person: str, *, reason: str) -> ForgottenPerson:
+        """Erase everything of a person (platform:user). Errors: RefusedError, StorageError."""
+        ...
+
+    @property
+    def ingestion(self) -> Ingestion:
+        """The drop folder, whose documents become memories."""
         ...
 
 

@@ -15,15 +15,16 @@ import os
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import trio
 
 from spacebot import __version__
 from spacebot.api.contract import AgentHandle, Program
+from spacebot.api.memory_control import OPERATIONS, Operation, spooled
 from spacebot.api.sessions import PLATFORM, SessionStream, conversation_of, open_session_stream, process_object
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.control_address import check_address, control_address
@@ -57,6 +58,7 @@ class Reply:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
+        self.file: BinaryIO | None = None  # what followed the request
 
     async def send(self, result: str, **fields: Any) -> None:
         """Send one line.
@@ -72,10 +74,15 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a client can ask for. A stream is cancelled when its client leaves."""
+    """What a client can ask for. A stream is cancelled when its client leaves.
+
+    With `takes_file` the request names a `size`, and so many bytes follow its line; they are on disk before `run` is
+    called, and lie in `Reply.file`.
+    """
 
     run: Callable[[JsonObject, Reply], Awaitable[None]]
     is_stream: bool = False
+    takes_file: bool = False
 
 
 async def serve_control(
@@ -99,7 +106,7 @@ async def serve_control(
                     await _try_send(Reply(stream), "error", message="too many clients; try again later")
                     return
                 try:
-                    await _answer(stream, commands)
+                    await _answer(stream, commands, path.parent)
                 finally:
                     limiter.release()
 
@@ -168,10 +175,10 @@ async def _remove_stale(path: Path) -> None:
         _remove(path)
 
 
-async def _answer(stream: trio.SocketStream, commands: Mapping[str, Command]) -> None:
+async def _answer(stream: trio.SocketStream, commands: Mapping[str, Command], folder: Path) -> None:
     reply = Reply(stream)
     try:
-        request = await _read_request(stream)
+        request, rest = await _read_request(stream)
         if request is None:
             return
         name = request.get("command")
@@ -179,10 +186,11 @@ async def _answer(stream: trio.SocketStream, commands: Mapping[str, Command]) ->
         if command is None:
             known = ", ".join(sorted(commands))
             raise RefusedError(f"unknown command {str(name)[:80]!r}; known are: {known}")
-        if command.is_stream:
-            await _run_while_connected(command, request, reply, stream)
-        else:
-            await command.run(request, reply)
+        async with spooled(stream, request, rest, folder) if command.takes_file else nullcontext() as reply.file:
+            if command.is_stream:
+                await _run_while_connected(command, request, reply, stream)
+            else:
+                await command.run(request, reply)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return  # the client left
     except SpacebotError as error:
@@ -197,8 +205,8 @@ async def _try_send(reply: Reply, result: str, **fields: Any) -> None:
         await reply.send(result, **fields)
 
 
-async def _read_request(stream: trio.SocketStream) -> JsonObject | None:
-    """Read the request line; None when the client left without one."""
+async def _read_request(stream: trio.SocketStream) -> tuple[JsonObject | None, bytes]:
+    """Read the request line and what came with it; None when the client left without one."""
     line = bytearray()
     with trio.move_on_after(REQUEST_S) as scope:
         while b"\n" not in line:
@@ -211,14 +219,15 @@ async def _read_request(stream: trio.SocketStream) -> JsonObject | None:
     if scope.cancelled_caught:
         raise RefusedError(f"no request within {REQUEST_S:g} seconds")
     if not line:
-        return None
+        return None, b""
+    first, _, rest = bytes(line).partition(b"\n")
     try:
-        request = json.loads(bytes(line).split(b"\n", 1)[0])
+        request = json.loads(first)
     except (ValueError, RecursionError) as error:
         raise RefusedError("the request is not a JSON object on one line") from error
     if not isinstance(request, dict):
         raise RefusedError("the request is not a JSON object on one line")
-    return request
+    return request, rest
 
 
 async def _run_while_connected(command: Command, request: JsonObject, reply: Reply, stream: trio.SocketStream) -> None:
@@ -273,6 +282,7 @@ def control_commands(
         "send": Command(handlers.send),
         "chat": Command(handlers.chat, is_stream=True),
         "subscribe": Command(handlers.chat, is_stream=True),
+        **{name: handlers.memory_command(operation) for name, operation in OPERATIONS.items()},
     }
 
 
@@ -401,6 +411,14 @@ class _Commands:
             while (event := await stream.receive()) is not None:  # `async for` would leave a generator to the collector
                 await reply.send("event", name=event.name, data=event.data)
             await reply.send("end")
+
+    def memory_command(self, operation: Operation) -> Command:
+        """An operation on an agent's memory."""
+
+        async def run(request: JsonObject, reply: Reply) -> None:
+            await operation.run(self._agent(request), request, reply.send, reply.file)
+
+        return Command(run, is_stream=operation.is_long, takes_file=operation.takes_file)
 
     def _agent(self, request: JsonObject) -> AgentHandle:
         wanted = request.get("agent") or self._program.default_agent_id

@@ -22,7 +22,7 @@ _TYPES = {
 }
 _VERSION = b"__VERSION__"  # stands in the page after each file name
 FOREVER = "public, max-age=31536000, immutable"
-PAGE, EMBED = "index.html", "embed.js"
+PAGE, MEMORY_PAGE, EMBED = "index.html", "memory.html", "embed.js"
 
 
 class PageRoutes:
@@ -38,6 +38,7 @@ class PageRoutes:
         """The table; the last one takes what no other did."""
         return [
             Route("/", self.page),
+            Route("/memory", self.memory_page),
             Route(f"/{EMBED}", self.embed),
             Route("/static/{name}", self.static),
             Route("/{path:path}", self.other),
@@ -47,6 +48,11 @@ class PageRoutes:
         """The chat."""
         self._program.note_visitor()
         return self._answer(request, PAGE, "no-cache")
+
+    async def memory_page(self, request: Request) -> Response:
+        """What the agent remembers."""
+        self._program.note_visitor()
+        return self._answer(request, MEMORY_PAGE, "no-cache")
 
     async def embed(self, request: Request) -> Response:
         """The script that other sites include; its address must stay."""
@@ -75,5 +81,6 @@ class PageRoutes:
 def read_files(folder: Path) -> dict[str, bytes]:
     """Read the page's files; a missing folder gives a page that says so."""
     if not folder.is_dir():
-        return {PAGE: b"<!doctype html><title>Spacebot</title>The web page is not part of this build.", EMBED: b""}
+        missing = b"<!doctype html><title>Spacebot</title>The web page is not part of this build."
+        return {PAGE: missing, MEMORY_PAGE: missing, EMBED: b""}
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in _TYPES}

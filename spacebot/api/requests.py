@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from spacebot.api.contract import AgentHandle, Program
 from spacebot.api.streams import Streams
-from spacebot.base.errors import NotFoundError, RefusedError
+from spacebot.base.errors import BusyError, NotFoundError, RefusedError
 from spacebot.base.events import EventBus
 from spacebot.base.ids import AgentId
 from spacebot.base.text import clean_unicode
@@ -130,6 +130,8 @@ def status_code(error: Exception) -> int:
     match error:
         case NotFoundError():
             return 404
+        case BusyError():
+            return 409
         case RefusedError():
             return 400
         case _:

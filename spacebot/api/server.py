@@ -29,6 +29,9 @@ from starlette.types import ASGIApp
 
 from spacebot.api.channels import ChannelRoutes
 from spacebot.api.contract import Program
+from spacebot.api.cortex_chat import CortexChatRoutes
+from spacebot.api.ingestion import IngestionRoutes
+from spacebot.api.memories import MemoryRoutes
 from spacebot.api.pages import PageRoutes, read_files
 from spacebot.api.requests import Api, status_code
 from spacebot.api.rim import Rim, Tickets
@@ -144,6 +147,9 @@ def build_app(
         routes=[
             *SystemRoutes(api, tickets).routes(),
             *ChannelRoutes(api).routes(),
+            *MemoryRoutes(api).routes(),
+            *IngestionRoutes(api).routes(),
+            *CortexChatRoutes(api).routes(),
             *WebchatRoutes(
                 api, clock or Clock(), is_private=config.is_loopback and not config.allowed_origins
             ).routes(),

@@ -39,6 +39,10 @@ class RefusedError(SpacebotError):
     """Not allowed; the message is safe to show to anybody."""
 
 
+class BusyError(RefusedError):
+    """Something else has to end first."""
+
+
 class LimitReachedError(RefusedError):
     """A configured number is reached."""
 

@@ -8,6 +8,7 @@ Floor: base
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,11 @@ class AgentPaths:
         return self.data / "lancedb"
 
     @property
+    def ingest(self) -> Path:
+        """The drop folder; its documents become memories."""
+        return self.workspace / "ingest"
+
+    @property
     def logs(self) -> Path:
         return self.data / "logs"
 
@@ -128,6 +134,8 @@ class AgentPaths:
         try:
             for folder in (self.workspace, self.data, self.logs, self.prompts):
                 folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # whatever stands in its place is reported by who reads it
+                self.ingest.mkdir(exist_ok=True)  # before any worker can make one of its own
         except OSError as error:
             raise ConfigError(
                 f"cannot make the agent's folder {str(error.filename or self.root)!r} ({error.strerror}); "

@@ -8,8 +8,8 @@ import json
 import os
 import socket
 from collections.abc import Generator, Iterator
-from contextlib import closing
-from typing import Any
+from contextlib import closing, suppress
+from typing import Any, BinaryIO
 
 from spacebot.base.control_address import check_address, control_address
 from spacebot.base.errors import RefusedError, SpacebotError
@@ -51,11 +51,30 @@ def stream(
 
     Errors: as `ask`.
     """
+    return _exchange(paths, command, fields, timeout_s=timeout_s)
+
+
+def upload(paths: InstancePaths, command: str, file: BinaryIO | None, **fields: Any) -> Generator[Answer, None, None]:
+    """The same with a file behind the request, whose `size` is among the fields."""
+    return _exchange(paths, command, fields, file=file)
+
+
+def _exchange(
+    paths: InstancePaths,
+    command: str,
+    fields: dict[str, Any],
+    *,
+    timeout_s: float | None = None,
+    file: BinaryIO | None = None,
+) -> Generator[Answer, None, None]:
     with _connect(paths) as connection:
         connection.settimeout(timeout_s)
         request = json.dumps({"command": command, **{key: value for key, value in fields.items() if value is not None}})
         try:
             connection.sendall(request.encode() + b"\n")
+            if file is not None:
+                with suppress(BrokenPipeError):  # it has answered already
+                    connection.sendfile(file)
             for line in _lines(connection):
                 answer: Answer = json.loads(line)
                 if answer.get("result") == "error":

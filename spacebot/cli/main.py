@@ -43,6 +43,17 @@ Talking and looking
   why [MESSAGE_ID]      what became of a message; without an id the latest ones [--json]
   logs [-n N] [-f]      the newest lines of the log; with -f go on
 
+Memory (while it runs or not; each with --json and --agent ID)
+  memory search QUERY   what an agent knows, best first [--type T] [--limit N] [--mode hybrid|recent|important|typed]
+  memory show ID        one memory with all that belongs to it; the beginning of an id is enough
+  memory add TEXT       remember something [--type T] [--importance 0..1] [--permanent] [--user PLATFORM:USER]
+  memory forget ID      hide a memory [--reason TEXT]; with --person PLATFORM:USER erase all there is of a person
+  memory import FILE    take in JSON lines; run again, it goes on where it was [--dry-run]
+  memory export [FILE]  write JSON lines [--private] [--force]
+  memory stats          how much there is
+  memory rebuild        make the search tables anew
+  memory maintain       let fade, prune and merge now [--dry-run]
+
 Files
   config check          read the configuration and say what is wrong with it
   prompts reload        take over changed prompt and identity files now
@@ -87,6 +98,14 @@ def main(
     if words[:1] in (["--help"], ["-h"], ["help"]):
         print(HELP, end="")
         return 0
+    if words[:1] == ["extract-document"]:  # hidden: the daemon reads PDF and HTML in a process of its own
+        from spacebot.agent.documents import run_child
+
+        return run_child(words[1:])
+    if words[:1] == ["memory-child"]:  # the daemon's own helper process; see memory/probe.py
+        from spacebot.memory.probe import main as memory_child
+
+        return memory_child(words[1:])
     try:
         options = _parse(words)
         return _run(options, load_app, command)
@@ -130,6 +149,8 @@ def _parse(words: Sequence[str]) -> "Namespace":
 def _parser() -> "ArgumentParser":
     from argparse import SUPPRESS, ArgumentParser
 
+    from spacebot.cli.memory import add_memory_commands
+
     class Parser(ArgumentParser):
         def format_help(self) -> str:
             return HELP if self.prog == "spacebot" else super().format_help()
@@ -166,6 +187,9 @@ def _parser() -> "ArgumentParser":
     command = add("logs", _logs, "Show the newest lines of the log.")
     command.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="how many (default: 50)")
     command.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
+    add_memory_commands(
+        add("memory", _memory, "What an agent knows."), lambda *words: add(words[0], _memory, *words[1:])
+    )
     group = add("config", _config_check, "The configuration file.").add_subparsers(metavar="check", required=True)
     add("check", _config_check, "Read the file and say what is wrong with it.", group)
     group = add("prompts", _prompts_reload, "Prompt templates.").add_subparsers(metavar="reload", required=True)
@@ -225,6 +249,12 @@ def _logs(paths: "InstancePaths", program: "Program", options: "Namespace") -> i
     from spacebot.cli.show import show_logs
 
     return show_logs(paths, lines=options.lines, follow=options.follow)
+
+
+def _memory(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.memory import run_memory
+
+    return run_memory(paths, options)
 
 
 def _config_check(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:

@@ -181,8 +181,9 @@ class CortexConfig(_Table):
     bulletin_interval_secs: float = Field(default=3600, ge=1)  # at most this often, and only when something changed
     bulletin_max_words: int = Field(default=500, ge=50, le=5000)
     association_interval_secs: float = Field(default=300, ge=1)
-    association_similarity_threshold: float = Field(default=0.7, ge=0, le=1)  # cosine above which two are related
-    association_updates_threshold: float = Field(default=0.9, ge=0, le=1)  # cosine above which one is the newer version
+    # Calibrated for the bundled model; the figures stand in memory/linking.py.
+    association_similarity_threshold: float = Field(default=0.6, ge=0, le=1)  # cosine above which two are related
+    association_updates_threshold: float = Field(default=0.85, ge=0, le=1)  # and above which one is a newer version
     association_max_per_pass: int = Field(default=100, ge=1)  # new edges
     maintenance_interval_secs: float = Field(default=3600, ge=1)
     maintenance_decay_rate: float = Field(default=0.05, ge=0, le=1)  # a day, of a type that decays fully

@@ -29,6 +29,7 @@ from spacebot.conversations.records import (
     Journalled,
     LedgerState,
     LoggedMessage,
+    Participant,
     PendingResult,
     Recovery,
     Standing,
@@ -376,33 +377,6 @@ class Conversations:
 
         return await self._database.read(read)
 
-    async def span(
-        self,
-        channel_id: ConversationId,
-        *,
-        limit: int,
-        before: str | None = None,
-        after: str | None = None,
-        oldest_first: bool = False,
-    ) -> list[LoggedMessage]:
-        """Spoken messages of a channel between two moments (both exclusive), in the order they were said.
-
-        Args:
-            limit: how many; the newest of the span, or the oldest when `oldest_first`.
-        """
-
-        def read(c: Connection) -> list[LoggedMessage]:
-            rows = c.execute(
-                "SELECT * FROM conversation_messages WHERE channel_id = ? AND kind = 'text' "
-                "AND created_at < ? AND created_at > ? "
-                f"ORDER BY seq {'ASC' if oldest_first else 'DESC'} LIMIT ?",
-                (channel_id, before or "9999", after or "", limit),
-            ).fetchall()
-            messages = [to_logged(row) for row in rows]
-            return messages if oldest_first else messages[::-1]
-
-        return await self._database.read(read)
-
     async def standing(self, channel_id: ConversationId, message_id: MessageId | None = None) -> Standing:
         """Who wrote a message of a conversation (by default the last one), and whether that was a direct chat.
 
@@ -421,6 +395,18 @@ class Conversations:
             if row is None:
                 return Standing(is_direct=False, user_id=None)
             return Standing(is_direct=bool(row["is_direct"]), user_id=row["sender_id"])
+
+        return await self._database.read(read)
+
+    async def participants(self, channel_id: ConversationId, limit: int = 50) -> list[Participant]:
+        """Who spoke in a conversation, the latest first."""
+
+        def read(c: Connection) -> list[Participant]:
+            rows = c.execute(
+                "SELECT sender_id, sender_name FROM channel_people WHERE channel_id = ? ORDER BY last_seq DESC LIMIT ?",
+                (channel_id, limit),
+            )
+            return [Participant(id=row["sender_id"], name=row["sender_name"] or row["sender_id"]) for row in rows]
 
         return await self._database.read(read)
 

@@ -13,6 +13,9 @@ from spacebot.base.tree import NodeState
 from spacebot.messaging.messages import InboundMessage
 
 
+ERASED = "erased"  # kind of a message whose words were erased; its row keeps the numbers without gaps
+
+
 class LedgerState(StrEnum):
     """What became of an inbound message."""
 
@@ -101,6 +104,43 @@ class PendingResult:
     text: str
     state: NodeState
     reply_to: MessageId | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """Somebody who spoke in a conversation: the platform's id and the name last seen."""
+
+    id: str
+    name: str
+
+
+class SummaryKind(StrEnum):
+    """How the messages of a span came to be covered."""
+
+    BACKGROUND = "background"
+    AGGRESSIVE = "aggressive"
+    EMERGENCY = "emergency"  # left out; the content only says so
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What stands in a history in place of the messages from `first_seq` to `last_seq`."""
+
+    id: str
+    first_seq: int
+    last_seq: int
+    kind: SummaryKind
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unsaved:
+    """Messages of people that no persistence run has gone through."""
+
+    channel_id: ConversationId
+    count: int
+    after_seq: int  # up to this one all were gone through
+    first_at: str  # when the oldest of them came
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

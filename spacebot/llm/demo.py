@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
+from spacebot.llm import demo_upkeep
 from spacebot.llm.demo_talk import (
     ADDRESSED,
     CANCEL,
@@ -98,17 +99,16 @@ class DemoDialect:
 def respond(request: ModelRequest) -> list[Part]:
     """What the demo model says to a request; only tools that the request offers are called."""
     offered = {tool.name for tool in request.tools}
+    steps: Iterator[_Step]
     match request.process:
+        case _ if (upkeep := demo_upkeep.steps(request)) is not None:
+            steps = (Text(step) if isinstance(step, str) else _Use(*step) for step in upkeep)
         case ProcessKind.CHANNEL:
             steps = _channel(request)
         case ProcessKind.BRANCH:
             steps = _branch(request)
-        case ProcessKind.WORKER:
+        case _:
             steps = _worker(request)
-        case ProcessKind.COMPACTOR:
-            steps = iter([Text(f"Summary: {len(request.messages)} earlier messages were exchanged.")])
-        case ProcessKind.CORTEX:
-            steps = iter([Text(" ".join(last_user_text(request.messages).split())[:500])])
     parts: list[Part] = []
     for number, step in enumerate(steps):
         if isinstance(step, _Use):

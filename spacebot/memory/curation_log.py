@@ -12,6 +12,7 @@ from typing import Any
 
 from spacebot.base.clock import Clock
 from spacebot.base.ids import new_uuid
+from spacebot.memory.types import Viewer
 from spacebot.storage.database import Connection, Database
 
 
@@ -71,3 +72,8 @@ def note(connection: Connection, now: str, event_type: str, summary: str, **deta
         "INSERT INTO cortex_events (id, event_type, summary, details, created_at) VALUES (?, ?, ?, ?, ?)",
         (new_uuid(), event_type, summary, json.dumps(details, ensure_ascii=False) if details else None, now),
     )
+
+
+def person_of(channel_id: str | None, user_id: str | None) -> str | None:
+    """Who said something, as platform:user, so that the lines about a person can be found when he is forgotten."""
+    return Viewer(channel_id=channel_id, user_id=user_id, is_direct=True).owner

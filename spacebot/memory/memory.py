@@ -11,37 +11,42 @@ Source:  memory spec 5 to 7
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from spacebot.base.clock import Clock
+from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.errors import EmbeddingError, NotFoundError, RefusedError, StorageError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import MemoryId
-from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
-from spacebot.base.text import clean_unicode, preview, size_bytes
-from spacebot.memory.embedding import Embedder
+from spacebot.base.text import preview
+from spacebot.memory.association import AssociationPolicy, AssociationReport, Associator, DoubtfulPair, Verdict
+from spacebot.memory.editing import Edited, Editor
+from spacebot.memory.embedding import CheckedEmbedder, Embedder
 from spacebot.memory.index import IndexPolicy, VectorIndex
+from spacebot.memory.keeper import Progress as TableProgress
+from spacebot.memory.keeper import TableState
+from spacebot.memory.linking import DUPLICATE, LinkPolicy
+from spacebot.memory.maintenance import Maintenance, MaintenancePolicy, MaintenanceReport, Progress
 from spacebot.memory.matrix import VectorRow
+from spacebot.memory.saving import check_date, check_fractions, checked_content, insert
 from spacebot.memory.search import Searcher, SearchPolicy, by_position
 from spacebot.memory.store import MemoryStore
 from spacebot.memory.types import (
-    CONTENT_LIMIT,
     EVERYTHING,
     HIGH_IMPORTANCE,
     Association,
     Memory,
     MemoryStats,
+    MemoryType,
     Neighbour,
     NewMemory,
-    Origin,
     Query,
     RecallResult,
-    RelationType,
     SavedMemory,
     SearchMode,
     SortBy,
@@ -52,10 +57,10 @@ from spacebot.storage.database import Database
 log = logging.getLogger(__name__)
 
 SIMILAR = 5  # memories looked at when one is saved; memory spec 6
-RELATED, UPDATES, DUPLICATE = 0.7, 0.9, 0.95  # cosine; the design's thresholds
 SIMILAR_S = 1.0  # a save does not wait longer for its neighbours
 LATER_FIRST_S, LATER_MOST_S = 60.0, 3600.0  # pause before vectors are tried again, doubled each time
-LATER_BATCH = 32
+LATER_BATCH = 256  # enough to keep all cores busy; questions overtake it
+LATER_TOLD_S = 30.0  # between two lines of the log while many are embedded
 ACCESS_S = 5.0  # recalls are counted together, not one write each
 CACHED_VIEWERS = 2048  # live conversations, a tuple each
 
@@ -65,6 +70,7 @@ class AgentMemory:
 
     def __init__(
         self,
+        database: Database,
         store: MemoryStore,
         index: VectorIndex,
         embedder: Embedder,
@@ -73,14 +79,20 @@ class AgentMemory:
         agent_id: str,
         clock: Clock,
         search: SearchPolicy,
+        links: LinkPolicy,
     ) -> None:
+        self._database = database
+        self._links = links
         self._store = store
         self._index = index
         self._embedder = embedder
         self._events = events
         self._agent_id = agent_id
         self._clock = clock
-        self._searcher = Searcher(store=store, index=index, embedder=embedder, policy=search)
+        self._searcher = Searcher(database=database, index=index, embedder=embedder, policy=search)
+        self._editor = Editor(database, index, embedder, clock, links, self._note_edit)
+        self._maintenance = Maintenance(database, index, embedder.name, clock, self._note_upkeep)
+        self._associator = Associator(database, index, embedder.name, clock, partial(self._note_upkeep, "associated"))
         self._accessed: Counter[MemoryId] = Counter()
         self._was_accessed = trio.Event()
         self._is_embedding_due = trio.Event()
@@ -96,7 +108,10 @@ class AgentMemory:
         Errors: RefusedError when the text is empty or too long, or a number is out of range; StorageError.
         Cancel: before the commit nothing is left; after it the memory is complete.
         """
-        content = _checked(new)
+        content = checked_content(new.content)
+        check_fractions([edge.weight for edge in new.associations])
+        check_fractions([] if new.importance is None else [new.importance])
+        check_date(new.created_at, self._clock.now())
         embedding: bytes | None = None
         similar: tuple[Neighbour, ...] = ()
         try:
@@ -111,8 +126,18 @@ class AgentMemory:
                     similar = near.neighbours
             except StorageError as error:
                 log.warning("similar memories not found", exc_info=error)
-        suggested = [_suggestion(neighbour) for neighbour in similar if neighbour.similarity > RELATED]
-        inserted = await self._store.insert(new, content, embedding, self._embedder.name, suggested)
+        inserted = await self._database.write(
+            partial(
+                insert,
+                new=new,
+                content=content,
+                embedding=embedding,
+                model=self._embedder.name,
+                similar=similar,
+                policy=self._links,
+                now=self._clock.text(),
+            )
+        )
         # No checkpoint from here to the end: a cancelled caller must not leave a row that recall does not see.
         memory = inserted.memory
         if embedding is not None:
@@ -128,6 +153,7 @@ class AgentMemory:
                 )
             )
         elif inserted.needs_embedding:
+            self._index.waiting += 1
             self._is_embedding_due.set()
         self._changed()
         if inserted.is_new:
@@ -178,9 +204,81 @@ class AgentMemory:
         memory = await self._store.forget(memory_id, viewer, reason)
         if memory is not None:
             self._index.note_removed(memory.id)
-            self._changed()
+            self._note_edit("forgotten", memory)
             log.info("memory forgotten", extra=kv(memory=memory.id, type=str(memory.memory_type)))
         return memory
+
+    async def edit(
+        self,
+        memory_id: str,
+        *,
+        content: str | None = None,
+        memory_type: MemoryType | None = None,
+        importance: float | None = None,
+        permanent: bool | None = None,
+        viewer: Viewer = EVERYTHING,
+    ) -> Memory:
+        """Change what is given of a live memory; new words are found by meaning at once, as after a save.
+
+        Errors: NotFoundError; RefusedError when the words are empty, too long or another memory's already.
+        """
+        return self._embed_if_needed(
+            await self._editor.edit(
+                memory_id,
+                content=content,
+                memory_type=memory_type,
+                importance=importance,
+                permanent=permanent,
+                viewer=viewer,
+            )
+        )
+
+    async def delete(self, memory_id: str, *, viewer: Viewer = EVERYTHING) -> Memory:
+        """Delete a memory for good, a forgotten one too; gives what it was.
+
+        Errors: NotFoundError.
+        """
+        return await self._editor.delete(memory_id, viewer)
+
+    async def unforget(self, memory_id: str, *, viewer: Viewer = EVERYTHING) -> Memory:
+        """Bring back a forgotten memory, one that a merge absorbed included.
+
+        Errors: NotFoundError; RefusedError when its words are live again already.
+        """
+        return self._embed_if_needed(await self._editor.unforget(memory_id, viewer))
+
+    async def maintain(
+        self,
+        policy: MaintenancePolicy | None = None,
+        *,
+        dry_run: bool = False,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> MaintenanceReport:
+        """Renew importance, prune, merge near-duplicates, tend the vector table; a dry run only tells.
+
+        Errors: RefusedError while another pass is running; StorageError.
+        Cancel: between two short transactions; the next pass goes on there.
+        """
+        await self._write_access()  # what was just recalled must not count as idle
+        return await self._maintenance.run(policy or MaintenancePolicy(), dry_run=dry_run, on_progress=on_progress)
+
+    async def associate(self, policy: AssociationPolicy | None = None) -> AssociationReport:
+        """Make the edges that saves could not make, from where the last pass ended.
+
+        Errors: RefusedError while another pass is running; StorageError.
+        """
+        return await self._associator.run(policy or AssociationPolicy(links=self._links))
+
+    async def candidates_for_contradiction(self, limit: int) -> list[DoubtfulPair]:
+        """Similar memories that say different things and were not judged yet, most similar first."""
+        return await self._associator.doubtful_pairs(limit)
+
+    async def judge(self, pair: DoubtfulPair, verdict: Verdict) -> None:
+        """Keep a model's verdict on a pair; it is not offered again.
+
+        Errors: NotFoundError when it was judged already, or one of the two is gone.
+        """
+        await self._associator.judge(pair.newer.id, pair.older.id, verdict)
 
     async def get(self, memory_id: str, viewer: Viewer = EVERYTHING) -> Memory:
         """The live memory of this id.
@@ -224,6 +322,8 @@ class AgentMemory:
             associations=counts.associations,
             unindexed=await self._index.pending(),
             engine=str(self._index.engine),
+            to_embed=max(0, sum(counts.by_type.values()) - counts.embedded),
+            problem=self._index.problem,
         )
 
     async def warm_up(self) -> None:
@@ -233,6 +333,35 @@ class AgentMemory:
             await self._index.load()
         except StorageError as error:
             log.warning("memory not warmed up", exc_info=error)
+
+    async def refresh(
+        self, *, embedded: Sequence[MemoryId] = (), removed: Sequence[MemoryId] = (), embedding_due: bool = False
+    ) -> None:
+        """Take note of what was committed beside it: memories that came with their vectors, and memories that went.
+
+        Args:
+            embedding_due: some came without a vector.
+
+        Errors: StorageError.
+        """
+        if embedded:
+            await self._index.note_embedded(embedded)
+        for memory_id in removed:
+            self._index.note_removed(memory_id)
+        if embedding_due:
+            self._is_embedding_due.set()
+        self._changed()
+        self._events.emit(EventKind.MEMORY_CHANGED, agent_id=self._agent_id, what="erased" if removed else "imported")
+
+    async def rebuild(self, on_progress: TableProgress | None = None) -> TableState:
+        """Drop the vector table and make it anew from the database; recall goes on meanwhile.
+
+        Args:
+            on_progress: told the stage (rows, index), how many rows are done, and of how many.
+
+        Errors: StorageError when it cannot be made; the message says why.
+        """
+        return await self._index.rebuild(on_progress)
 
     async def flush(self) -> None:
         """Bring the vector table into step and write the access counts now."""
@@ -256,6 +385,26 @@ class AgentMemory:
         )
         return RecallResult(hits=by_position(memories), total_found=total)
 
+    def _embed_if_needed(self, edited: Edited) -> Memory:
+        if edited.lacks_vector:
+            self._is_embedding_due.set()
+        return edited.memory
+
+    def _note_edit(self, what: str, memory: Memory) -> None:
+        self._changed()
+        self._events.emit(
+            EventKind.MEMORY_CHANGED,
+            agent_id=self._agent_id,
+            channel_id=memory.channel_id,
+            what=what,
+            memory_id=memory.id,
+            is_private=memory.is_private,
+        )
+
+    def _note_upkeep(self, what: str, count: int = 0) -> None:
+        self._changed()
+        self._events.emit(EventKind.MEMORY_CHANGED, agent_id=self._agent_id, what=what, count=count)
+
     def _changed(self) -> None:
         self._generation += 1
         self._contexts.clear()
@@ -264,21 +413,13 @@ class AgentMemory:
         """Compute missing vectors: at start (also after a change of model) and after failures, ever less often."""
         pause = LATER_FIRST_S
         fresh: list[MemoryId] = []  # committed, and not yet known to the index
+        is_looked_over = False
         while True:
             try:
-                if fresh:
-                    await self._index.note_embedded(fresh)
-                    fresh.clear()
-                while waiting := await self._store.not_embedded(self._embedder.name, LATER_BATCH):
-                    vectors = await self._embedder.embed([content for _, content in waiting])
-                    await self._store.add_embeddings(
-                        self._embedder.name,
-                        {key: row.tobytes() for (key, _), row in zip(waiting, vectors, strict=True)},
-                    )
-                    fresh += [key for key, _ in waiting]
-                    await self._index.note_embedded(fresh)
-                    fresh.clear()
-                    log.info("memories embedded later", extra=kv(count=len(waiting)))
+                if not is_looked_over:
+                    await self._index.discard_damaged()
+                    is_looked_over = True
+                await self._embed_waiting(fresh)
                 pause = LATER_FIRST_S
                 await self._is_embedding_due.wait()
             except StorageError as error:  # the model's or the database's, such as a full disk
@@ -286,6 +427,32 @@ class AgentMemory:
             self._is_embedding_due = trio.Event()
             await trio.sleep(pause)
             pause = min(2 * pause, LATER_MOST_S)
+
+    async def _embed_waiting(self, fresh: list[MemoryId]) -> None:
+        """Embed all that lack a vector; every batch is kept at once, so a restart goes on where it was."""
+        if fresh:
+            await self._index.note_embedded(fresh)
+            fresh.clear()
+        counts = await self._store.counts(self._embedder.name)
+        self._index.waiting = max(0, sum(counts.by_type.values()) - counts.embedded)
+        done, told_at = 0, monotonic_s()
+        while waiting := await self._store.not_embedded(self._embedder.name, LATER_BATCH):
+            vectors = await self._embedder.embed([content for _, content in waiting])
+            await self._store.add_embeddings(
+                self._embedder.name,
+                {key: row.tobytes() for (key, _), row in zip(waiting, vectors, strict=True)},
+            )
+            fresh += [key for key, _ in waiting]
+            await self._index.note_embedded(fresh)
+            fresh.clear()
+            done += len(waiting)
+            self._index.waiting = max(0, self._index.waiting - len(waiting))
+            if monotonic_s() - told_at >= LATER_TOLD_S:
+                told_at = monotonic_s()
+                log.info("embedding memories", extra=kv(done=done, left=self._index.waiting))
+        self._index.waiting = 0
+        if done:
+            log.info("memories embedded later", extra=kv(count=done))
 
     async def _count_access(self) -> None:
         while True:
@@ -313,6 +480,8 @@ async def open_memory(
     clock: Clock | None = None,
     search: SearchPolicy | None = None,
     index: IndexPolicy | None = None,
+    links: LinkPolicy | None = None,
+    verdicts: Path | None = None,
 ) -> AsyncIterator[AgentMemory]:
     """Open one agent's memory over its open database.
 
@@ -320,14 +489,21 @@ async def open_memory(
 
     Args:
         folder: of the vector table; made when needed.
+        verdicts: file that says which native libraries run on this machine; None means `native.json` beside `folder`.
 
     Owns: the tasks that keep vectors and table in step; not the database.
     """
-    clock = clock or Clock()
+    clock, embedder = clock or Clock(), CheckedEmbedder(embedder)
     vectors = VectorIndex(
-        database, folder, model=embedder.name, dimensions=embedder.dimensions, policy=index or IndexPolicy()
+        database,
+        folder,
+        model=embedder.name,
+        dimensions=embedder.dimensions,
+        policy=index or IndexPolicy(),
+        verdicts=verdicts or folder.parent / "native.json",
     )
     memory = AgentMemory(
+        database,
         MemoryStore(database, clock),
         vectors,
         embedder,
@@ -335,32 +511,9 @@ async def open_memory(
         agent_id=agent_id,
         clock=clock,
         search=search or SearchPolicy(),
+        links=links or LinkPolicy(),
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(memory.run)
         yield memory
         nursery.cancel_scope.cancel()
-
-
-def _checked(new: NewMemory) -> str:
-    content = scrub(clean_unicode(new.content).replace("\0", "")).strip()
-    if not content:
-        raise RefusedError("the content is empty; say in one sentence what to remember")
-    if size_bytes(content) > CONTENT_LIMIT:
-        raise RefusedError(f"the content is longer than {CONTENT_LIMIT} bytes; save its parts, one fact each")
-    numbers = [edge.weight for edge in new.associations]
-    numbers += [] if new.importance is None else [new.importance]
-    if any(not 0 <= number <= 1 for number in numbers):
-        raise RefusedError("importance and weights must lie between 0 and 1")
-    return content
-
-
-def _suggestion(neighbour: Neighbour) -> Association:
-    """The edge that a similarity stands for; memory spec 6."""
-    return Association(
-        source_id=MemoryId(""),
-        target_id=neighbour.id,
-        relation_type=RelationType.UPDATES if neighbour.similarity > UPDATES else RelationType.RELATED_TO,
-        weight=min(1.0, 0.5 + 0.5 * (neighbour.similarity - RELATED) / (1 - RELATED)),
-        origin=Origin.AUTO,
-    )

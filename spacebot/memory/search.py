@@ -1,65 +1,109 @@
-"""Hybrid search: meaning, words and links, fused by rank.
+"""Hybrid search: meaning, words and links, one order.
 
-Three legs each give a ranked list; ranks are fused, not scores, because the scores have no common scale.
-A leg that fails is logged, named in the answer and left out.
+Three legs find candidates. Then each is judged by its scores, by what the question names (people, days, the kind
+of answer) and by the memories beside it; or, if the policy says so, the ranks of the legs are fused and nothing
+else counts. A leg that fails is logged, named in the answer and left out.
 
-Flow:    hybrid -> vector and text legs -> fuse -> graph leg from the best -> fuse -> adjust -> rank
+Flow:    read question -> who is named -> vector and text legs -> links and neighbours of the best -> score
+         -> adjust -> spread out -> the first ones loaded
 Floor:   memory; may import base, storage
-Source:  Cormack, Clarke, Büttcher, Reciprocal Rank Fusion, SIGIR 2009; memory spec 7
+Source:  memory spec 7; measured on LoCoMo: `python -m tests.bench recall`
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from enum import StrEnum
+from functools import partial
+from typing import Protocol
 
 import trio
 
 from spacebot.base.errors import StorageError
 from spacebot.base.ids import MemoryId
+from spacebot.memory import ranking
+from spacebot.memory.candidates import ByWords, Gathered, by_words, gather, speakers
 from spacebot.memory.embedding import Embedder
 from spacebot.memory.index import VectorIndex
-from spacebot.memory.store import MemoryStore
+from spacebot.memory.question import MAX_TERMS, Question, match_expression, read, terms_of
+from spacebot.memory.ranking import RRF_K, Candidate, Surroundings, Weights, fuse
+from spacebot.memory.store import load
 from spacebot.memory.types import Hit, Memory, Query, RecallResult
+from spacebot.memory.words import fold, stem, stems
+from spacebot.storage.database import Database
+
+__all__ = [
+    "MAX_TERMS", "RRF_K", "Fusion", "SearchPolicy", "Searcher", "adjust", "by_position", "fuse", "match_expression",
+    "rank", "terms_of",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
-RRF_K = 10  # measured on LoCoMo: evidence recall@10 .678 against .654 with the usual 60
-CANDIDATES = 50  # per leg; memory spec 7.2
+CANDIDATES = 200  # per leg; 400 found no more, 50 cost a point
 STARTS = 5  # a walk begins at the best of what was found; memory spec 7.3
 DEPTH = 2  # hops
 GRAPH_VOTE = 0.5  # of a full leg: a list ordered by importance must not outvote the two that read the question
 RECENCY, RECENCY_HALF_LIFE_DAYS = 0.03, 30.0  # as a tie-break; a stronger preference cost 0.5 to 1.7 points
 IMPORTANCE = 0.05
 OUTDATED = 0.5  # factor of a memory that has a newer version
-MAX_TERMS = 32  # of a question; a pasted page is no question
-_WORD = re.compile(r"[^\W_]+")
-_STOP_WORDS = (
-    "a about after again all also am an and any are as at be because been before being between both but by can could "
-    "did do does doing done down during each few for from further get got had has have having he her here hers him his "
-    "how i if in into is it its itself just let like made make many may me might more most much must my no nor not now "
-    "of off on once only or other our out over own same shall she should so some such tell than that the their them "
-    "then there these they this those through to too under until up us very was we were what when where which while "
-    "who whom whose why will with would you your yours"
-)
-STOP_WORDS = frozenset(_STOP_WORDS.split())
+FULL_SCORE = 12.0  # about the most that a memory reaches; so scores lie between 0 and 1
+WHY_WORDS = 6
+WEIGHTS = Weights()
+
+
+class Fusion(StrEnum):
+    """How what the legs found becomes one order."""
+
+    LINEAR = "linear"  # a weighted sum of scores and features
+    RRF = "rrf"  # reciprocal ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPolicy:
-    """Numbers of the fusion."""
+    """Numbers and switches of the fusion; the defaults are what measured best.
 
+    `rrf_k`: the larger, the less the first places stand out. The switches say whether a search heeds neighbours in
+    the talk, the people named, the days named, the form of a text (length, question, what kind of answer it can
+    be), and how good the rest of its talk is.
+    """
+
+    fusion: Fusion = Fusion.LINEAR
     rrf_k: int = RRF_K
     candidates: int = CANDIDATES
     graph_depth: int = DEPTH
+    hides_names: bool = True  # people's names are not embedded
+    neighbours: bool = True
+    people: bool = True
+    dates: bool = True
+    form: bool = True
+    talks: bool = True
+    weights: Weights = WEIGHTS
+
+    def effective_weights(self) -> Weights:
+        """The weights without what is switched off."""
+        off = {
+            "around": self.neighbours, "answers": self.neighbours, "subject": self.people,
+            "chosen_subject": self.people, "stranger": self.people, "day": self.dates, "near": self.dates,
+            "size": self.form, "question": self.form, "time": self.form, "proper": self.form, "talk": self.talks,
+        }  # fmt: skip
+        return replace(self.weights, **{name: 0.0 for name, is_on in off.items() if not is_on})
+
+
+class Ranked(Protocol):
+    """What order and adjustment look at."""
+
+    @property
+    def importance(self) -> float: ...
+    @property
+    def created_at(self) -> datetime: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Searcher:
     """What a hybrid search needs."""
 
-    store: MemoryStore
+    database: Database
     index: VectorIndex
     embedder: Embedder
     policy: SearchPolicy
@@ -69,105 +113,118 @@ class Searcher:
 
         Errors: StorageError when neither meaning nor words could be searched.
         """
+        question = await self._understand(query, now)
         wanted = max(self.policy.candidates, 2 * query.limit)
-        found: dict[str, tuple[MemoryId, ...]] = {}
+        near: dict[MemoryId, float] | None = None
+        words: ByWords | None = None
         notes: list[str] = []
 
         async def vector() -> None:
+            nonlocal near
             try:
-                (row,) = await self.embedder.embed([query.text])
-                near = await self.index.nearest(row, query.viewer, limit=wanted, memory_type=query.memory_type)
+                (row,) = await self.embedder.embed([question.meaning])
+                found = await self.index.nearest(row, query.viewer, limit=wanted, memory_type=query.memory_type)
             except StorageError as error:
                 log.warning("vector leg failed", exc_info=error)
                 notes.append(f"search by meaning failed, found by words only: {error}")
                 return
-            found["vector"] = tuple(neighbour.id for neighbour in near.neighbours)
-            if near.note:
-                notes.append(near.note)
+            near = {neighbour.id: neighbour.similarity for neighbour in found.neighbours}
+            if found.note:
+                notes.append(found.note)
 
         async def text() -> None:
-            terms = match_expression(query.text)
+            nonlocal words
             try:
-                ids = await self.store.full_text(terms, query.viewer, query.memory_type, wanted) if terms else []
+                words = await self.database.read(
+                    partial(
+                        by_words, question=question, viewer=query.viewer, memory_type=query.memory_type, limit=wanted
+                    )
+                )
             except StorageError as error:
                 log.warning("text leg failed", exc_info=error)
                 notes.append(f"search by words failed, found by meaning only: {error}")
-                return
-            found["text"] = tuple(ids)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(vector)
             nursery.start_soon(text)
-        if not found:
+        if near is None and words is None:
             raise StorageError("memory search failed: " + "; ".join(notes))
-        found = {name: found[name] for name in ("vector", "text") if name in found}
-        legs = list(found.values())
-        scores = fuse(legs, k=self.policy.rrf_k)
-        starts = sorted(scores, key=lambda key: (-scores[key], key))[:STARTS]
-        around = await self.store.neighbourhood(
-            starts, scores, query.viewer, depth=self.policy.graph_depth, limit=wanted
+        return await self._rank(query, question, near or {}, words, notes, now)
+
+    async def _understand(self, query: Query, now: datetime) -> Question:
+        question = read(query.text, now.date())
+        try:
+            people = await self.database.read(partial(speakers, names=question.names, viewer=query.viewer))
+        except StorageError as error:  # the legs will say so, if it lasts
+            log.warning("people named in a question not looked up", exc_info=error)
+            people = []
+        return question.about(people, keep_names=not self.policy.hides_names)
+
+    async def _rank(
+        self,
+        query: Query,
+        question: Question,
+        near: Mapping[MemoryId, float],
+        words: ByWords | None,
+        notes: Sequence[str],
+        now: datetime,
+    ) -> RecallResult:
+        known = () if words is None else words.candidates
+        legs = {"vector": list(near), "text": [candidate.id for candidate in known]}
+        first = fuse(list(legs.values()), k=self.policy.rrf_k)
+        best = sorted(first, key=lambda key: (-first[key], key))
+        limit = max(self.policy.candidates, 2 * query.limit)
+        gathered = await self.database.read(
+            partial(
+                gather,
+                known=known,
+                near=near,
+                starts=best[:STARTS],
+                seeds=best[: ranking.SEEDS] if self.policy.neighbours else (),
+                viewer=query.viewer,
+                memory_type=query.memory_type,
+                depth=self.policy.graph_depth,
+                limit=limit,
+            )
         )
-        if around.walked:
-            found["graph"] = around.walked
-            scores = fuse([*legs, around.walked], k=self.policy.rrf_k, votes=[*(1.0 for _ in legs), GRAPH_VOTE])
-        memories = {
-            key: memory
-            for key, memory in around.memories.items()
-            if query.memory_type is None or memory.memory_type is query.memory_type
-        }
-        adjusted = adjust(scores, memories, around.updated, now)
-        hits = rank(adjusted, memories, found, min_score=query.min_score)
-        return RecallResult(hits=hits[: query.limit], total_found=len(hits), notes=tuple(notes))
+        if self.policy.fusion is Fusion.RRF:
+            scores = self._by_rank(question, legs, gathered)
+        else:
+            scores = self._by_score(question, words, gathered)
+        candidates = gathered.candidates
+        adjusted = adjust(scores, candidates, gathered.updated, now)
+        if self.policy.talks and self.policy.fusion is Fusion.LINEAR:
+            talks = {key: (candidate.conversation, candidate.day) for key, candidate in candidates.items()}
+            step = ranking.DIVERSITY / FULL_SCORE
+            adjusted = ranking.spread_out(in_order(adjusted, candidates), adjusted, talks, step)
+        ordered = in_order(adjusted, candidates, query.min_score)
+        chosen = ordered[: query.limit]
+        memories = await self.database.read(partial(load, ids=chosen, viewer=query.viewer))
+        found = {key: candidates[key].found for key in chosen}
+        whys = {key: why(question, candidates[key]) for key in chosen}
+        hits = _numbered([key for key in chosen if key in memories], adjusted, memories, found, whys)
+        return RecallResult(hits=hits, total_found=len(ordered), notes=tuple(notes))
 
+    def _by_rank(
+        self, question: Question, legs: Mapping[str, Sequence[MemoryId]], gathered: Gathered
+    ) -> dict[MemoryId, float]:
+        lists = [*legs.values(), gathered.walked]
+        scores = fuse(lists, k=self.policy.rrf_k, votes=[*(1.0 for _ in legs), GRAPH_VOTE])
+        known = {key: candidate for key, candidate in gathered.candidates.items() if key in scores}
+        factors = ranking.boost(question, known, speaker=self.policy.people, dates=self.policy.dates)
+        return {key: scores[key] * factors[key] for key in known}
 
-def terms_of(text: str) -> list[str]:
-    """The words of a question that are worth looking for, in order, without repeats.
-
-    Stop words are left out, except where a capital inside the sentence says that they are names ("Will", "May").
-    When nothing else is there, the stop words are what was asked for.
-    """
-    words = [match.group() for match in _WORD.finditer(text)]
-    kept = [
-        word
-        for place, word in enumerate(words)
-        if word.lower() not in STOP_WORDS or (place > 0 and len(word) > 1 and word.istitle())
-    ]
-    return list(dict.fromkeys(word.lower() for word in kept or words))[:MAX_TERMS]
-
-
-def match_expression(text: str) -> str:
-    """A full-text expression: any of the words of a question; empty when it has none.
-
-    Each word is quoted and consists of letters and digits only, so nothing in `text` can be an operator.
-    """
-    return " OR ".join(f'"{term}"' for term in terms_of(text))
-
-
-def fuse(
-    rankings: Sequence[Sequence[MemoryId]], *, k: int = RRF_K, votes: Sequence[float] | None = None
-) -> dict[MemoryId, float]:
-    """Combine ranked lists into one score per memory.
-
-    Args:
-        rankings: one list per leg, best first, no repeats within a list.
-        k: rank offset; the larger, the less the first places stand out.
-        votes: weight of each list; None means 1 each.
-
-    Returns:
-        Sum over lists of vote / (k + rank), rank from 1.
-
-    Source: Cormack et al. 2009, section 2.
-    """
-    scores: dict[MemoryId, float] = {}
-    for vote, ranking in zip(votes or [1.0] * len(rankings), rankings, strict=True):
-        for place, key in enumerate(ranking, start=1):
-            scores[key] = scores.get(key, 0.0) + vote / (k + place)
-    return scores
+    def _by_score(self, question: Question, words: ByWords | None, gathered: Gathered) -> dict[MemoryId, float]:
+        counts = dict.fromkeys(question.stems, 0) if words is None else words.counts
+        rarity = ranking.rarity_of(counts, len(gathered.candidates) if words is None else words.total)
+        surroundings = Surroundings(gathered.candidates.values(), uses_neighbours=self.policy.neighbours)
+        scores = ranking.score(question, surroundings, rarity, self.policy.effective_weights())
+        return {key: min(1.0, max(0.0, score / FULL_SCORE)) for key, score in scores.items()}
 
 
 def adjust(
     scores: Mapping[MemoryId, float],
-    memories: Mapping[MemoryId, Memory],
+    memories: Mapping[MemoryId, Ranked],
     updated: frozenset[MemoryId],
     now: datetime,
 ) -> dict[MemoryId, float]:
@@ -182,6 +239,16 @@ def adjust(
     return adjusted
 
 
+def in_order(
+    scores: Mapping[MemoryId, float], memories: Mapping[MemoryId, Ranked], min_score: float = 0.0
+) -> list[MemoryId]:
+    """What scored enough, best first; ties by importance, then newest, then id, so the order never varies."""
+    return sorted(
+        (key for key, score in scores.items() if score >= min_score),
+        key=lambda key: (-scores[key], -memories[key].importance, -memories[key].created_at.timestamp(), key),
+    )
+
+
 def rank(
     scores: Mapping[MemoryId, float],
     memories: Mapping[MemoryId, Memory],
@@ -189,25 +256,41 @@ def rank(
     *,
     min_score: float = 0.0,
 ) -> tuple[Hit, ...]:
-    """Order and number what scored enough; ties by importance, then newest, then id, so the order never varies."""
+    """Order and number what scored enough."""
     members = {name: frozenset(ids) for name, ids in legs.items()}
-    ordered = sorted(
-        (key for key, score in scores.items() if score >= min_score),
-        key=lambda key: (-scores[key], -memories[key].importance, -memories[key].created_at.timestamp(), key),
-    )
-    return tuple(
-        Hit(
-            memory=memories[key],
-            score=scores[key],
-            rank=place,
-            legs=tuple(name for name, ids in members.items() if key in ids),
-        )
-        for place, key in enumerate(ordered, start=1)
-    )
+    found = {key: [name for name, ids in members.items() if key in ids] for key in scores}
+    return _numbered(in_order(scores, memories, min_score), scores, memories, found, {})
+
+
+def why(question: Question, candidate: Candidate) -> str:
+    """A short plain sentence on why a memory was found."""
+    known = stems(candidate.content)
+    shared = [term for term in question.terms if stem(fold(term)) in known][:WHY_WORDS]
+    parts = [f"words: {', '.join(shared)}"] if shared else []
+    if candidate.cosine is not None:
+        parts.append(f"meaning {candidate.cosine:.2f}")
+    if candidate.walk:
+        parts.append("linked to what was found")
+    if ranking.fits_date(question, candidate):
+        parts.append(f"of {candidate.day}")
+    return "; ".join(parts) or "beside what was found"
 
 
 def by_position(memories: Sequence[Memory]) -> tuple[Hit, ...]:
     """Hits of a listing: 1.0 for the first, then 1 - i/n (memory spec 7.4)."""
     return tuple(
         Hit(memory=memory, score=1 - index / len(memories), rank=index + 1) for index, memory in enumerate(memories)
+    )
+
+
+def _numbered(
+    ordered: Sequence[MemoryId],
+    scores: Mapping[MemoryId, float],
+    memories: Mapping[MemoryId, Memory],
+    found: Mapping[MemoryId, Sequence[str]],
+    whys: Mapping[MemoryId, str],
+) -> tuple[Hit, ...]:
+    return tuple(
+        Hit(memory=memories[key], score=scores[key], rank=place, legs=tuple(found[key]), why=whys.get(key, ""))
+        for place, key in enumerate(ordered, start=1)
     )

@@ -10,21 +10,19 @@ Source:  memory spec 2.3, 4, 5
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spacebot.base.clock import Clock, from_text
-from spacebot.base.ids import MemoryId, is_uuid, new_uuid
+from spacebot.base.ids import MemoryId
 from spacebot.base.telemetry import kv
+from spacebot.memory.curation_log import note
 from spacebot.memory.types import (
-    DEFAULT_IMPORTANCE,
     RELATION_WEIGHT,
     WALKED_THROUGH,
     Association,
     Memory,
     MemoryType,
-    NewAssociation,
-    NewMemory,
     Origin,
     RelationType,
     SortBy,
@@ -41,7 +39,6 @@ COLUMNS = (
     "m.id, m.content, m.memory_type, m.importance, m.created_at, m.updated_at, m.last_accessed_at, m.access_count, "
     "m.source, m.channel_id, m.user_id, m.message_id, m.subject, m.is_private, m.permanent"
 )
-UPDATED_FACTOR = 0.5  # what a newer version leaves of an older one's base importance; memory spec 6
 EDGES_PER_HOP = 200  # the strongest; a hub of the graph must not make every recall slow
 FINGERPRINT = 32  # hex digits
 _ORDER = {
@@ -49,22 +46,6 @@ _ORDER = {
     SortBy.IMPORTANCE: "m.importance DESC, m.created_at DESC, m.id",
     SortBy.MOST_ACCESSED: "m.access_count DESC, m.created_at DESC, m.id",
 }
-_FULL_TEXT = (
-    "SELECT m.id FROM memories_fts f JOIN memories m ON m.seq = f.rowid "
-    f"WHERE memories_fts MATCH :terms AND {LIVE} AND {VISIBLE} "
-    "AND (:type IS NULL OR m.memory_type = :type) ORDER BY bm25(memories_fts), m.id LIMIT :limit"
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inserted:
-    """What the transaction of a save did."""
-
-    memory: Memory
-    is_new: bool
-    needs_embedding: bool
-    skipped: tuple[str, ...] = ()
-    linked: tuple[Association, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,38 +58,12 @@ class Counts:
     associations: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Neighbourhood:
-    """Memories met on a walk with their scores, and which of the candidates have a newer version."""
-
-    walked: tuple[MemoryId, ...]  # best first, without the starting points
-    memories: Mapping[MemoryId, Memory]
-    updated: frozenset[MemoryId]
-
-
 class MemoryStore:
     """Reads and writes of memories and edges."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-
-    async def insert(
-        self, new: NewMemory, content: str, embedding: bytes | None, model: str, suggested: Sequence[Association]
-    ) -> Inserted:
-        """Save a memory, its vector and its edges in one transaction.
-
-        Args:
-            embedding: float32 of unit length; None when it could not be computed.
-            suggested: edges found by similarity; their source id is ignored.
-
-        When the same words are live already in the same scope, that memory is returned and nothing is added
-        but what it lacks: a vector, a higher importance, wanted edges.
-        """
-        now = self._clock.text()
-        return await self._database.write(
-            lambda connection: _insert(connection, new, content, embedding, model, suggested, now)
-        )
 
     async def get(self, memory_id: str, viewer: Viewer) -> Memory | None:
         """The live memory of this id, if the viewer may see it."""
@@ -117,30 +72,6 @@ class MemoryStore:
     async def get_many(self, ids: Sequence[str], viewer: Viewer) -> dict[MemoryId, Memory]:
         """The live memories of these ids that the viewer may see."""
         return await self._database.read(lambda connection: load(connection, ids, viewer))
-
-    async def full_text(self, terms: str, viewer: Viewer, memory_type: MemoryType | None, limit: int) -> list[MemoryId]:
-        """Ids by bm25, best first; `terms` is an expression made by `search.match_expression`, never user text."""
-        parameters = {**scope(viewer), "terms": terms, "type": memory_type, "limit": limit}
-        rows = await self._database.read(lambda connection: connection.execute(_FULL_TEXT, parameters).fetchall())
-        return [MemoryId(row["id"]) for row in rows]
-
-    async def neighbourhood(
-        self, starts: Sequence[MemoryId], candidates: Iterable[MemoryId], viewer: Viewer, *, depth: int, limit: int
-    ) -> Neighbourhood:
-        """Walk the edges from `starts`, and load all candidates and all memories met, in one read.
-
-        A walk goes at most `depth` hops in both directions, on through `related_to` and `part_of` only. The score
-        of a memory is importance x weight x relation (memory spec 7.3); the best path counts.
-        """
-        wanted = list(candidates)
-
-        def read(connection: Connection) -> Neighbourhood:
-            scores = _walk(connection, starts, viewer, depth)
-            walked = tuple(sorted(scores, key=lambda key: (-scores[key], key))[:limit])
-            memories = load(connection, list({*walked, *wanted}), viewer)
-            return Neighbourhood(walked=walked, memories=memories, updated=_updated(connection, list(memories), viewer))
-
-        return await self._database.read(read)
 
     async def listing(
         self, viewer: Viewer, *, sort_by: SortBy, limit: int, memory_type: MemoryType | None = None
@@ -194,6 +125,8 @@ class MemoryStore:
                 connection.execute(
                     "DELETE FROM embeddings WHERE seq = (SELECT seq FROM memories WHERE id = ?)", (memory_id,)
                 )
+                why = {"reason": reason} if reason and not memory.is_private else {}  # of private ones the row knows it
+                note(connection, now, "memory_forgotten", "forgotten", memory_id=memory_id, **why)
             return memory
 
         return await self._database.write(write)
@@ -291,147 +224,12 @@ def to_memory(row: Row) -> Memory:
     )
 
 
-def _insert(
-    connection: Connection,
-    new: NewMemory,
-    content: str,
-    embedding: bytes | None,
-    model: str,
-    suggested: Sequence[Association],
-    now: str,
-) -> Inserted:
-    origin = new.provenance
-    viewer = origin.viewer
-    mark = fingerprint(content)
-    importance = DEFAULT_IMPORTANCE[new.memory_type] if new.importance is None else new.importance
-    known = connection.execute(
-        f"SELECT {COLUMNS} FROM memories m WHERE m.fingerprint = :mark AND {LIVE} AND m.is_private = :private "
-        "AND (:private = 0 OR m.channel_id IS :channel OR m.owner = :owner) ORDER BY m.seq LIMIT 1",
-        {"mark": mark, "private": origin.is_direct, "channel": origin.channel_id, "owner": viewer.owner},
-    ).fetchone()
-    if known is not None:
-        memory = to_memory(known)
-        connection.execute(
-            "UPDATE memories SET importance = max(importance, ?), base_importance = max(base_importance, ?), "
-            "permanent = max(permanent, ?) WHERE id = ?",
-            (importance, importance, new.permanent, memory.id),
-        )
-    else:
-        memory = Memory(
-            id=MemoryId(new_uuid()),
-            content=content,
-            memory_type=new.memory_type,
-            importance=importance,
-            created_at=from_text(now),
-            updated_at=from_text(now),
-            last_accessed_at=from_text(now),
-            source=origin.source,
-            channel_id=origin.channel_id,
-            user_id=origin.user_id,
-            message_id=origin.message_id,
-            subject=new.subject,
-            is_private=origin.is_direct,
-            permanent=new.permanent,
-        )
-        connection.execute(
-            "INSERT INTO memories (id, content, fingerprint, memory_type, importance, base_importance, source, "
-            "channel_id, user_id, message_id, subject, is_private, owner, permanent, created_at, updated_at, "
-            "last_accessed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (memory.id, content, mark, new.memory_type, importance, importance, origin.source, origin.channel_id,
-             origin.user_id, origin.message_id, new.subject, origin.is_direct, viewer.owner, new.permanent, now, now,
-             now),
-        )  # fmt: skip
-    has_vector = connection.execute(
-        "SELECT 1 FROM embeddings WHERE memory_id = ? AND model = ?", (memory.id, model)
-    ).fetchone()
-    if embedding is not None and has_vector is None:
-        connection.execute(
-            "INSERT OR REPLACE INTO embeddings (seq, memory_id, model, embedding) "
-            "SELECT seq, id, ?, ? FROM memories WHERE id = ?",
-            (model, embedding, memory.id),
-        )
-    skipped = _link(connection, memory, new.associations, viewer, now)
-    linked = _link_similar(connection, memory, suggested, viewer, now) if known is None else ()
-    return Inserted(
-        memory=load(connection, [memory.id], viewer).get(memory.id, memory),
-        is_new=known is None,
-        needs_embedding=embedding is None and has_vector is None,
-        skipped=skipped,
-        linked=linked,
-    )
+def walk(connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, depth: int) -> dict[MemoryId, float]:
+    """Scores of the live, visible memories around `starts`, without these.
 
-
-def _link(
-    connection: Connection, memory: Memory, wanted: Sequence[NewAssociation], viewer: Viewer, now: str
-) -> tuple[str, ...]:
-    """Make the edges that were asked for; targets that do not exist or are not visible are named, not linked."""
-    if not wanted:
-        return ()
-    known = load(connection, [edge.target_id for edge in wanted if is_uuid(edge.target_id)], viewer)
-    skipped = []
-    for edge in wanted:
-        target = known.get(MemoryId(edge.target_id))
-        if target is None or target.id == memory.id:
-            skipped.append(edge.target_id)
-            continue
-        is_known = connection.execute(
-            "SELECT 1 FROM associations WHERE source_id = ? AND target_id = ? AND relation_type = ?",
-            (memory.id, target.id, edge.relation_type),
-        ).fetchone()
-        connection.execute(
-            "INSERT INTO associations (id, source_id, target_id, relation_type, weight, origin, created_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source_id, target_id, relation_type) "
-            "DO UPDATE SET weight = excluded.weight, origin = excluded.origin",
-            (new_uuid(), memory.id, target.id, edge.relation_type, edge.weight, Origin.LLM, now),
-        )
-        if edge.relation_type is RelationType.UPDATES and is_known is None:
-            _lower(connection, memory, target)
-    return tuple(skipped)
-
-
-def _link_similar(
-    connection: Connection, memory: Memory, suggested: Sequence[Association], viewer: Viewer, now: str
-) -> tuple[Association, ...]:
-    """Make the edges that similarity suggests, unless a model linked the pair already."""
-    known = load(connection, [edge.target_id for edge in suggested], viewer)
-    linked = []
-    for edge in suggested:
-        target = known.get(edge.target_id)
-        taken = connection.execute(
-            "SELECT 1 FROM associations WHERE source_id = ? AND target_id = ?", (memory.id, edge.target_id)
-        ).fetchone()
-        if target is None or target.id == memory.id or taken is not None:
-            continue
-        is_same_kind = target.memory_type is memory.memory_type and target.is_private == memory.is_private
-        relation = edge.relation_type if is_same_kind else RelationType.RELATED_TO
-        connection.execute(
-            "INSERT INTO associations (id, source_id, target_id, relation_type, weight, origin, created_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (new_uuid(), memory.id, target.id, relation, edge.weight, Origin.AUTO, now),
-        )
-        if relation is RelationType.UPDATES:
-            _lower(connection, memory, target)
-        linked.append(
-            Association(
-                source_id=memory.id, target_id=target.id, relation_type=relation, weight=edge.weight, origin=Origin.AUTO
-            )
-        )
-    return tuple(linked)
-
-
-def _lower(connection: Connection, newer: Memory, older: Memory) -> None:
-    """An older version counts less, except where private talk would change what a room sees."""
-    if newer.is_private and not older.is_private:
-        return
-    connection.execute(
-        "UPDATE memories SET base_importance = base_importance * :f, importance = importance * :f "
-        "WHERE id = :id AND memory_type <> 'identity' AND permanent = 0",
-        {"f": UPDATED_FACTOR, "id": older.id},
-    )
-
-
-def _walk(connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, depth: int) -> dict[MemoryId, float]:
-    """Scores of the live, visible memories around `starts`."""
+    A walk goes at most `depth` hops in both directions, on through `related_to` and `part_of` only. The score
+    of a memory is importance x weight x relation (memory spec 7.3); the best path counts.
+    """
     visited = set(starts)
     frontier = list(starts)
     scores: dict[MemoryId, float] = {}
@@ -461,7 +259,7 @@ def _walk(connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, de
     return scores
 
 
-def _updated(connection: Connection, ids: Sequence[str], viewer: Viewer) -> frozenset[MemoryId]:
+def updated(connection: Connection, ids: Sequence[str], viewer: Viewer) -> frozenset[MemoryId]:
     """Which memories have a live newer version that the viewer may see."""
     rows = connection.execute(
         "SELECT DISTINCT a.target_id FROM associations a CROSS JOIN memories m ON m.id = a.source_id "

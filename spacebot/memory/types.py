@@ -170,6 +170,7 @@ class NewMemory:
     associations: tuple[NewAssociation, ...] = ()
     subject: str | None = None  # the person whom it is about, as platform:user
     permanent: bool = False
+    created_at: datetime | None = None  # when it was true, of something that is told later; None: now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +224,7 @@ class Query:
     memory_type: MemoryType | None = None
     sort_by: SortBy = SortBy.RECENT  # typed only
     limit: int = 10
-    min_score: float = 0.0  # hybrid only; a first place in one list scores 1 / (k + 1)
+    min_score: float = 0.0  # hybrid only, 0..1; with fusion by rank a first place in one list scores 1 / (k + 1)
     counts_as_access: bool = True
 
 
@@ -234,7 +235,8 @@ class Hit:
     memory: Memory
     score: float
     rank: int
-    legs: tuple[str, ...] = ()  # which searches found it: vector, text, graph
+    legs: tuple[str, ...] = ()  # which searches found it: vector, text, graph; none for the neighbour of a good one
+    why: str = ""  # in a few words, for people and models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,3 +259,5 @@ class MemoryStats:
     associations: int
     unindexed: int  # changes that the vector table has not seen yet
     engine: str  # what serves the vector search: exact, lancedb, scan
+    to_embed: int = 0  # memories without a vector of the present model; they are being embedded, or will be
+    problem: str | None = None  # why the vector table cannot be used on this machine, once that is known

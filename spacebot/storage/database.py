@@ -17,6 +17,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 Connection = sqlite3.Connection
 Row = sqlite3.Row
+Error = sqlite3.Error  # of a connection that somebody else opened with `connect`
 T = TypeVar("T")
 
 READERS = 2  # threads; more only fight for the interpreter lock
@@ -44,6 +46,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._next: _Write | None = None  # taken from the queue, and to be run by itself
         self._readers: list[Connection] = []
         self._reader_limit = trio.CapacityLimiter(READERS)
         self._closed = False
@@ -70,6 +73,36 @@ class Database:
         """
         return await trio.to_thread.run_sync(self._read, fn, limiter=self._reader_limit, abandon_on_cancel=False)
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator["Snapshot"]:
+        """Look at one state of the file in several reads, while others go on writing.
+
+        Errors: StorageError when the file cannot be read.
+        """
+        limiter = trio.CapacityLimiter(1)  # of its own: a long look must not keep short ones waiting
+        connection = await trio.to_thread.run_sync(partial(connect, self.path, read_only=True))
+        try:
+            connection.execute("BEGIN")  # the first read decides which state it is
+            yield Snapshot(connection, limiter, self.path)
+        finally:
+            connection.close()
+
+    async def tidy(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn` on the writer's connection between two transactions: VACUUM, checkpoints.
+
+        Writes that come meanwhile wait and do not fail, so it should be short.
+
+        Errors: StorageError; what `fn` raises otherwise.
+        Cancel: as with `write`.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._closed:
+            raise StorageError(f"database {self.path.name!r} is closed")
+        token = trio.lowlevel.current_trio_token()
+        self._queue.put(_Write(fn, trio.lowlevel.current_task(), token, is_alone=True))
+        result = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        return result  # type: ignore[no-any-return]
+
     def _read(self, fn: Callable[[Connection], T]) -> T:
         try:
             connection = self._readers.pop()
@@ -90,22 +123,25 @@ class Database:
             while True:
                 batch = self._take()
                 if batch:
-                    _commit(connection, batch, self.path)
+                    (_run_alone if batch[0].is_alone else _commit)(connection, batch, self.path)
                 if batch is None or batch[-1].is_last:
                     return
         finally:
             connection.close()
 
     def _take(self) -> "list[_Write] | None":
-        first = self._queue.get()
+        first, self._next = self._next or self._queue.get(), None
         if first is None:
             return None
         batch = [first]
         with suppress(queue.Empty):
-            while len(batch) < GROUP:
+            while len(batch) < GROUP and not first.is_alone:
                 following = self._queue.get_nowait()
                 if following is None:
                     batch[-1].is_last = True
+                    break
+                if following.is_alone:
+                    self._next = following
                     break
                 batch.append(following)
         return batch
@@ -116,14 +152,48 @@ class Database:
 
 
 class _Write:
-    __slots__ = ("fn", "is_last", "result", "task", "token")
+    __slots__ = ("fn", "is_alone", "is_last", "result", "task", "token")
 
-    def __init__(self, fn: Callable[[Connection], Any], task: trio.lowlevel.Task, token: trio.lowlevel.TrioToken):
+    def __init__(
+        self,
+        fn: Callable[[Connection], Any],
+        task: trio.lowlevel.Task,
+        token: trio.lowlevel.TrioToken,
+        *,
+        is_alone: bool = False,
+    ) -> None:
         self.fn = fn
         self.task = task
         self.token = token
         self.result: outcome.Outcome[Any] | None = None
         self.is_last = False
+        self.is_alone = is_alone  # outside of any transaction
+
+
+class Snapshot:
+    """Reads of one state of a file; see `Database.snapshot`. One read at a time."""
+
+    def __init__(self, connection: Connection, limiter: trio.CapacityLimiter, path: Path) -> None:
+        self._connection = connection
+        self._limiter = limiter
+        self._path = path
+
+    async def __call__(self, fn: Callable[[Connection], T]) -> T:
+        """Run `fn` in a thread. Errors: StorageError."""
+        try:
+            return await trio.to_thread.run_sync(fn, self._connection, limiter=self._limiter)
+        except sqlite3.Error as error:
+            raise _explain(error, self._path) from error
+
+
+def _run_alone(connection: Connection, batch: list[_Write], path: Path) -> None:
+    """Run what needs no transaction, and wake its task."""
+    (write,) = batch
+    try:
+        write.result = outcome.Value(write.fn(connection))
+    except BaseException as error:
+        write.result = outcome.Error(_explain(error, path) if isinstance(error, sqlite3.Error) else error)
+    _wake(batch)
 
 
 def _commit(connection: Connection, batch: list[_Write], path: Path) -> None:
@@ -149,7 +219,10 @@ def _commit(connection: Connection, batch: list[_Write], path: Path) -> None:
         failure = _explain(error, path) if isinstance(error, sqlite3.Error) else error
         for write in batch:
             write.result = outcome.Error(failure)
+    _wake(batch)
 
+
+def _wake(batch: list[_Write]) -> None:
     def wake() -> None:
         for write in batch:
             assert write.result is not None
@@ -208,6 +281,7 @@ def connect(path: Path, *, read_only: bool = False) -> Connection:
         if not read_only:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = ON")  # what is deleted leaves no bytes behind
     except sqlite3.Error as error:
         raise _explain(error, path) from error
     return connection

@@ -512,5 +512,9 @@ async def test_rows_stand_in_the_order_in_which_things_happened(clock: MockClock
     rows = [row for page in reversed(pages) for row in page]
     assert [row.seq for row in rows] == list(range(1, 51))
     assert len({row.created_at for row in rows}) == 1
-    asked = [text for request in model.requests for text in re.findall(r"message \d+", request.messages[-1].text)]
+    asked = [
+        text
+        for request in model.requests_of(ProcessKind.CHANNEL)
+        for text in re.findall(r"message \d+", request.messages[-1].text)
+    ]
     assert asked == [row.content for row in rows]

@@ -189,7 +189,7 @@ async def test_the_clock_is_in_the_prompt_but_not_in_the_history(clock: MockCloc
         await opened.ended(2)
 
     assert "Time: 2026-03-01 13:00 CET (+01:00); UTC 2026-03-01 12:00:00" in model.requests[0].messages[-1].text
-    earlier, _, now = model.requests[1].messages
+    earlier, _, now = model.requests_of(ProcessKind.CHANNEL)[1].messages
     assert "<now>" not in earlier.text
     assert "[2026-03-01 13:00 CET (+01:00)] Ann" in earlier.text
     assert "Time: 2026-03-01 14:00 CET" in now.text

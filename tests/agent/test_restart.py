@@ -206,7 +206,7 @@ async def test_a_channel_that_retires_comes_back_with_the_next_message(clock: Mo
         assert len(list(opened.tree.of_kind(NodeKind.CHANNEL))) == 1
         tree = opened.tree
     assert [view.kind for view in tree.view()] == ["daemon"]
-    assert "Ann: one" in model.requests[1].messages[0].text
+    assert "Ann: one" in model.requests_of(ProcessKind.CHANNEL)[1].messages[0].text
 
 
 @pytest.mark.spec("P61")

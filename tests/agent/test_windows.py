@@ -53,13 +53,18 @@ async def test_when_it_never_fits_people_are_told(clock: MockClock, tmp_path: Pa
 
 @pytest.mark.spec("P38")
 async def test_a_long_talk_stays_within_the_window(clock: MockClock, tmp_path: Path) -> None:
-    model = ScriptedModel(lambda request: Call("reply", content="yes " * 200), context_window=8000)
+    model = ScriptedModel(
+        lambda request: Call("reply", content="yes " * 200),
+        compactor=lambda request: Call("write_summary", summary="Ann asked, and got her answers"),
+        context_window=8000,
+    )
     async with open_test_agent(tmp_path, model) as opened:
         for number in range(40):
             await opened.say("Ann", f"question {number} " + "and more " * 100)
             await opened.ended(number + 1)
 
-    for number, request in enumerate(model.requests):
+    assert model.requests_of(ProcessKind.COMPACTOR)
+    for number, request in enumerate(model.requests_of(ProcessKind.CHANNEL)):
         assert estimate_tokens(request.messages, request.system, request.tools) <= 8000
         assert f"question {number} " in words_of(request)
 

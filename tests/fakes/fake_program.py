@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 
+from spacebot.agent.forgetting import Forgetting, ForgottenPerson, Traces
 from spacebot.base.clock import Clock
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventBus, EventKind, ProcessEvent
@@ -15,16 +16,34 @@ from spacebot.base.paths import package_file
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome, Tree
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import Accepted, LoggedMessage, TurnState
+from spacebot.memory.maintenance import MaintenancePolicy
+from spacebot.memory.memory import AgentMemory, open_memory
+from spacebot.memory.transfer import MemoryTransfer
+from spacebot.memory.views import MemoryViews
 from spacebot.messaging.messages import InboundMessage, OutboundKind
 from spacebot.storage.database import open_database
+from tests.fakes.fake_embedder import FakeEmbedder
 
 
 class FakeAgent:
     """One agent; `on_message` is called in a task of its own for each newly accepted message."""
 
-    def __init__(self, agent_id: str, conversations: Conversations, events: EventBus, tree: Tree) -> None:
+    def __init__(
+        self,
+        agent_id: str,
+        conversations: Conversations,
+        memory: AgentMemory,
+        memory_views: MemoryViews,
+        events: EventBus,
+        tree: Tree,
+    ) -> None:
         self.id = AgentId(agent_id)
         self.conversations = conversations
+        self.memory = memory
+        self.memory_views = memory_views
+        self.maintenance_policy = MaintenancePolicy()
+        self.transfer: MemoryTransfer
+        self.forgetting: Forgetting
         self.events = events
         self.tree = tree
         self.model_label = "demo/demo"
@@ -50,6 +69,12 @@ class FakeAgent:
             if self.on_message is not None and self.nursery is not None:
                 self.nursery.start_soon(self.on_message, message, accepted)
         return accepted
+
+    async def traces_of(self, person: str) -> Traces:
+        return await self.forgetting.traces_of(person)
+
+    async def forget_person(self, person: str, *, reason: str) -> ForgottenPerson:
+        return await self.forgetting.forget_person(person, reason=reason)
 
     def status_blocks(self) -> Mapping[str, Mapping[str, Any]]:
         return {
@@ -205,7 +230,22 @@ async def open_fake_program(folder: Path, agent_ids: Sequence[str] = ("main",)) 
         agents: dict[AgentId, FakeAgent] = {}
         for agent_id in agent_ids:
             opening = open_database(folder / f"{agent_id}.db", package_file("storage", "sql"), clock)
-            agent = FakeAgent(agent_id, Conversations(await stack.enter_async_context(opening), clock), events, tree)
+            database = await stack.enter_async_context(opening)
+            memory = await stack.enter_async_context(
+                open_memory(
+                    database,
+                    folder / f"{agent_id}.lancedb",
+                    embedder=FakeEmbedder(),
+                    events=events,
+                    agent_id=agent_id,
+                    clock=clock,
+                )
+            )
+            agent = FakeAgent(
+                agent_id, Conversations(database, clock), memory, MemoryViews(database, clock), events, tree
+            )
+            agent.transfer = MemoryTransfer(database, memory, FakeEmbedder(), clock)
+            agent.forgetting = Forgetting(database, memory, clock, vectors=folder / f"{agent_id}.lancedb")
             agents[agent.id] = agent
         async with trio.open_nursery() as nursery:
             for agent in agents.values():

@@ -31,6 +31,8 @@ from spacebot.base.paths import InstancePaths
 from spacebot.base.tree import Node, NodeKind, Tree
 from spacebot.config.model import AgentConfig, ApiType, LlmConfig, ProviderConfig
 from spacebot.conversations.records import Accepted, Fate
+from spacebot.memory.embedding import Embedder
+from spacebot.memory.index import IndexPolicy
 from spacebot.messaging.messages import Author, InboundMessage
 from spacebot.tools.sandbox import Backend
 from tests.fakes.fake_embedder import FakeEmbedder
@@ -40,6 +42,7 @@ ROOM = "test:room"
 DIRECT = "test:direct"
 PATIENCE_S = 15.0  # real seconds until a test that waits in vain is ended
 STEP_S = 0.25  # processor time of one step of the loop; more means that somebody blocks it
+NO_TABLE = IndexPolicy(flush_after_s=1e12, flush_after_large_s=1e12)  # no child process that a moved clock would end
 LLM = LlmConfig(provider={"demo": ProviderConfig(api_type=ApiType.DEMO)})
 
 
@@ -141,7 +144,7 @@ class Opened:
 
     async def settled(self) -> None:
         """Wait until nothing moves any more: all writes done, all tasks waiting."""
-        for _ in range(3):
+        for _ in range(10):  # a quiet run is a chain of reads, calls and writes
             await self.agent.conversations.record_usage([])
             await wait_all_threads_completed()
             await wait_all_tasks_blocked()
@@ -178,12 +181,21 @@ def freeze_copy(opened: Opened, target: Path) -> Path:
 
 @asynccontextmanager
 async def open_test_agent(
-    folder: Path, model: Any, *, agent_id: str = "main", tree: Tree | None = None, **settings: Any
+    folder: Path,
+    model: Any,
+    *,
+    agent_id: str = "main",
+    tree: Tree | None = None,
+    embedder: Embedder | None = None,
+    patience_s: float = PATIENCE_S,
+    **settings: Any,
 ) -> AsyncIterator[Opened]:
     """Open an agent in a folder; a second opening of the same folder is its next life.
 
     Args:
         model: a `ScriptedModel`, or anything that completes and knows its window.
+        embedder: None means the fake one.
+        patience_s: real seconds after which a test that waits in vain is ended.
         settings: fields of `AgentConfig`; `opened.config[0]` may be replaced while it runs.
     """
     instance = InstancePaths(folder, folder / "config.toml")
@@ -204,7 +216,7 @@ async def open_test_agent(
     trio.lowlevel.add_instrument(steps)
     opened: Opened | None = None
     try:
-        with _watchdog() as barked:
+        with _watchdog(patience_s) as barked:
             with events.subscribe(buffer=100_000) as subscription:
                 async with (
                     open_agent(
@@ -212,12 +224,13 @@ async def open_test_agent(
                         llm=lambda: LLM,
                         instance=instance,
                         models=_Models(model),
-                        embedder=FakeEmbedder(),
+                        embedder=embedder or FakeEmbedder(),
                         probe=probe,
                         tree=tree,
                         parent=parent,
                         events=events,
                         clock=clock,
+                        index=NO_TABLE,
                     ) as agent,
                     trio.open_nursery() as nursery,
                 ):
@@ -237,8 +250,8 @@ async def open_test_agent(
 
 
 @contextmanager
-def _watchdog() -> Any:
-    """End the block after `PATIENCE_S` real seconds; what is given tells whether that happened."""
+def _watchdog(patience_s: float) -> Any:
+    """End the block after so many real seconds; what is given tells whether that happened."""
     token, barked = trio.lowlevel.current_trio_token(), []
     with trio.CancelScope() as scope:
 
@@ -246,7 +259,7 @@ def _watchdog() -> Any:
             barked.append(True)
             scope.cancel()
 
-        timer = threading.Timer(PATIENCE_S, lambda: token.run_sync_soon(bark))
+        timer = threading.Timer(patience_s, lambda: token.run_sync_soon(bark))
         timer.daemon = True
         timer.start()
         try:

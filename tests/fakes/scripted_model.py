@@ -71,6 +71,9 @@ class Calls:
         object.__setattr__(self, "text", text)
 
 
+QUIET_DAY = Say("A quiet day.")  # what the cortex hears unless a test says otherwise
+
+
 @dataclass(frozen=True)
 class Fail:
     """The call fails; with `after`, these words have been streamed before."""
@@ -104,13 +107,33 @@ class Sleep:
     then: "Step" = field(default_factory=lambda: Say(""))
 
 
+PERSISTENCE = "memory_persistence"  # task type of the runs that save memories
+NOTHING_TO_SAVE = Call("memory_persistence_complete", outcome="no_memories", reason="nothing worth keeping")
+
 Step = Say | Call | Calls | Fail | Again | Gate | Sleep | str | Callable[[ModelRequest], Any]
+
+
+def by_task(**scripts: Iterable[Step] | Callable[[ModelRequest], Any]) -> Callable[[ModelRequest], Any]:
+    """One script per task type, for a process kind that asks for different things; the others hear `QUIET_DAY`."""
+    rules = {name: script if callable(script) else deque(script) for name, script in scripts.items()}
+
+    def answer(request: ModelRequest) -> Any:
+        rule = rules.get(request.task_type or "")
+        if rule is None:
+            return QUIET_DAY
+        if callable(rule):
+            return rule
+        assert rule, f"the {request.task_type} script ran out. Asked:\n{show(request)}"
+        return rule.popleft()
+
+    return answer
 
 
 class ScriptedModel:
     """Answers from scripts; one list of steps, or one function for all calls, per process kind.
 
     Args:
+        persistence: of the runs that save memories beside the talk; without steps they find nothing worth keeping.
         channel: the channel's steps; a single callable answers every channel call.
         usage: what every answer is said to cost.
     """
@@ -121,7 +144,8 @@ class ScriptedModel:
         branch: Iterable[Step] | Callable[[ModelRequest], Any] = (),
         worker: Iterable[Step] | Callable[[ModelRequest], Any] = (),
         compactor: Iterable[Step] | Callable[[ModelRequest], Any] = (),
-        cortex: Iterable[Step] | Callable[[ModelRequest], Any] = (),
+        cortex: Iterable[Step] | Callable[[ModelRequest], Any] = lambda request: QUIET_DAY,
+        persistence: Iterable[Step] | Callable[[ModelRequest], Any] = lambda request: NOTHING_TO_SAVE,
         usage: Usage | None = None,
         context_window: int = 128_000,
     ) -> None:
@@ -132,6 +156,7 @@ class ScriptedModel:
             ProcessKind.COMPACTOR: compactor,
             ProcessKind.CORTEX: cortex,
         }
+        self._persistence = persistence if callable(persistence) else deque(persistence)
         self._rules = {kind: script for kind, script in scripts.items() if callable(script)}
         self._scripts: dict[ProcessKind, deque[Step]] = {
             kind: deque(script) for kind, script in scripts.items() if not callable(script)
@@ -147,8 +172,13 @@ class ScriptedModel:
         self._scripts[kind].extend(steps)
 
     def requests_of(self, kind: ProcessKind) -> list[ModelRequest]:
-        """What one kind of process asked, in order."""
-        return [request for request in self.requests if request.process is kind]
+        """What one kind of process asked, in order; persistence runs are no branches."""
+        return [r for r in self.requests if r.process is kind and r.task_type != PERSISTENCE]
+
+    @property
+    def persistence_requests(self) -> list[ModelRequest]:
+        """What persistence runs asked, in order."""
+        return [request for request in self.requests if request.task_type == PERSISTENCE]
 
     def texts_of(self, kind: ProcessKind) -> list[str]:
         """The newest user words of each request of one kind."""
@@ -167,7 +197,7 @@ class ScriptedModel:
     @property
     def is_used_up(self) -> bool:
         """Whether every step of every script has been taken."""
-        return not any(self._scripts.values())
+        return not any(self._scripts.values()) and (callable(self._persistence) or not self._persistence)
 
     async def complete(self, request: ModelRequest, on_delta: OnDelta | None = None) -> ModelReply:
         """Take the next step of the process's script."""
@@ -179,6 +209,10 @@ class ScriptedModel:
         return await self._take(self._next(request), request, on_delta or (lambda delta: None))
 
     def _next(self, request: ModelRequest) -> Step:
+        if request.task_type == PERSISTENCE:
+            if callable(self._persistence):
+                return self._persistence
+            return self._persistence.popleft() if self._persistence else NOTHING_TO_SAVE
         if rule := self._rules.get(request.process):
             return rule
         script = self._scripts[request.process]

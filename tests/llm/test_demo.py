@@ -1,8 +1,12 @@
 """The demo model drives the real tools: what it calls, and that it never calls what it was not offered."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import Template
 
 from spacebot.llm.demo import DemoDialect, respond
 from spacebot.llm.messages import (
@@ -208,3 +212,47 @@ async def test_words_are_streamed_in_pieces_that_add_up() -> None:
 def test_whatever_is_said_only_offered_tools_are_called(process: ProcessKind, text: str, offered: set[str]) -> None:
     parts = respond(request(process, tuple(offered), ModelMessage.user(text)))
     assert {name for name, _ in calls(parts)} <= offered
+
+
+PROMPTS = Path(__file__).resolve().parents[2] / "prompts"
+
+
+def filled(template: str, **variables: object) -> str:
+    """One of the program's own prompts, so that the demo model is tested against what it really gets."""
+    return Template((PROMPTS / f"{template}.md").read_text(encoding="utf-8")).render(**variables)
+
+
+def test_a_summary_keeps_the_first_lines_of_the_talk() -> None:
+    talk = "\n".join(f"[10:{n:02}] Ann (id ann): line {n}" for n in range(20))
+    prompt = filled("fragments/compaction", transcript=talk, number=1, total=1)
+    offered = ("memory_save", "write_summary")
+    ((name, arguments),) = calls(respond(request(ProcessKind.COMPACTOR, offered, ModelMessage.user(prompt))))
+    assert name == "write_summary"
+    assert str(arguments["summary"]).startswith("[10:00] Ann (id ann): line 0\n")
+    assert str(arguments["summary"]).endswith("and 8 more lines")
+
+
+def test_a_persistence_run_ends_with_a_valid_report() -> None:
+    offered = ("memory_save", "memory_recall", "memory_persistence_complete")
+    prompt = filled("fragments/persistence", transcript="[10:00] Ann (id ann): remember that it rains")
+    ((name, arguments),) = calls(respond(request(ProcessKind.BRANCH, offered, ModelMessage.user(prompt))))
+    assert (name, arguments["outcome"]) == ("memory_persistence_complete", "no_memories")
+
+
+def test_a_briefing_says_what_the_notes_say_once() -> None:
+    note = {"type": "fact", "importance": 0.6, "day": "today", "text": "Ann keeps bees."}
+    sections = [{"name": "recent", "memories": [note]}, {"name": "important", "memories": [note]}]
+    prompt = filled("fragments/cortex_synthesis", raw_sections=sections, max_words=500)
+    system = filled("CORTEX")
+    (part,) = respond(request(ProcessKind.CORTEX, (), ModelMessage.user(prompt), system=system))
+    assert part == Text("Ann keeps bees.")
+
+
+def test_judgement_and_profile_have_the_form_that_is_asked_for() -> None:
+    judged, card = (
+        respond(request(ProcessKind.CORTEX, (), ModelMessage.user("go"), system=filled(name)))
+        for name in ("CORTEX_JUDGE", "CORTEX_PROFILE")
+    )
+    assert judged == [Text("[]")]
+    assert isinstance(card[0], Text)
+    assert json.loads(card[0].text)["display_name"] == "Spacebot"

@@ -16,14 +16,14 @@ import trio
 
 from spacebot.base.errors import StorageError
 from spacebot.base.ids import MemoryId, new_uuid
-from spacebot.memory.index import ALL_STALE, IndexPolicy
-from spacebot.memory.matrix import Matrix, VectorRow
+from spacebot.memory.index import IndexPolicy
+from spacebot.memory.matrix import ALL_STALE, Matrix, VectorRow
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import EVERYTHING, MemoryType, Neighbour, NewMemory, Provenance, Query, Viewer
 from spacebot.memory.vectors import LanceTable
 from tests.memory.conftest import OpenMemory
 
-SMALL = IndexPolicy(exact_limit=5, flush_after_s=0, flush_after_large_s=0)
+SMALL = IndexPolicy(exact_limit=5, uses_child=False, flush_after_s=0, flush_after_large_s=0)
 ANN = Viewer(channel_id="chat:dm'ann", user_id="ann", is_direct=True)
 ROOM = Viewer(channel_id="chat:room")
 
@@ -58,7 +58,7 @@ class MatrixTable(Matrix):
 
 def open_table(folder: Path) -> LanceTable:
     table = LanceTable(folder, 8)
-    table.open()
+    table.create([])
     return table
 
 
@@ -122,9 +122,8 @@ def test_an_id_from_elsewhere_never_enters_a_predicate(tmp_path: Path) -> None:
 def test_the_graph_index_gives_the_same_similarities_as_the_scan(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     table = LanceTable(tmp_path, 8)
-    table.open()
     rows = [row(v / np.linalg.norm(v)) for v in generator.standard_normal((400, 8))]
-    table.replace(rows, [])
+    table.create([rows])
     ask = unit(1, 2, 3)
     exact = table.nearest(ask, ROOM, None, 10)
     table.build_vector_index()
@@ -200,7 +199,7 @@ async def test_above_the_limit_a_fresh_memory_is_found_before_the_table_has_it(o
     async with open_test_memory(index=SMALL) as memory:
         await fill(memory, 8)
         await memory.flush()
-    slow = IndexPolicy(exact_limit=5, flush_after_large_s=3600)
+    slow = replace(SMALL, flush_after_large_s=3600)
     async with open_test_memory(index=slow) as memory:
         await memory.warm_up()
         await engine(memory, "lancedb")

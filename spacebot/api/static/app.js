@@ -3,6 +3,7 @@
 
 import { copyText, el, renderMarkdown } from "./markdown.js?v=__VERSION__";
 import { Refused, Unauthorized, follow, get, post, store } from "./connection.js?v=__VERSION__";
+import { login, takeToken } from "./login.js?v=__VERSION__";
 import { Work } from "./work.js?v=__VERSION__";
 
 const $ = (id) => document.getElementById(id);
@@ -26,11 +27,7 @@ const work = new Work(() => ({ agent_id: agentId, channel_id: `webchat:${session
 
 // --- start ---------------------------------------------------------------------------------------
 
-const fragment = new URLSearchParams(location.hash.slice(1));
-if (fragment.has("token")) {
-  store.set("spacebot.token", fragment.get("token"));
-  history.replaceState(null, "", location.pathname + location.search);
-}
+takeToken();
 document.body.classList.toggle("embed", isEmbedded);
 for (const idea of IDEAS) $("ideas").append(el("button", { type: "button", onclick: () => submit(idea) }, idea));
 start();
@@ -72,27 +69,6 @@ async function patiently(ask) {
       }
     }
   }
-}
-
-let loggingIn = null;
-function login() {
-  loggingIn ??= new Promise((resolve) => {
-    const dialog = $("login");
-    $("login-error").textContent = store.get("spacebot.token") ? "The token was not accepted." : "";
-    $("login-form").onsubmit = (event) => {
-      event.preventDefault();
-      const token = $("token").value.trim();
-      if (!token) return;
-      store.set("spacebot.token", token);
-      $("token").value = "";
-      dialog.close();
-      loggingIn = null;
-      resolve();
-    };
-    dialog.oncancel = (event) => event.preventDefault();
-    dialog.showModal();
-  });
-  return loggingIn;
 }
 
 // --- chats ---------------------------------------------------------------------------------------

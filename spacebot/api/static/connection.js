@@ -61,18 +61,20 @@ async function request(path, options = {}) {
 
 export const get = async (path, params = {}) => (await request(`api/${path}?${new URLSearchParams(params)}`)).json();
 
-export const post = async (path, body) =>
+export const send = async (method, path, body) =>
   (
     await request(`api/${path}`, {
-      method: "POST",
+      method,
       headers: { "Content-Type": "application/json", Accept: "application/json" },
       body: JSON.stringify(body),
     })
   ).json();
 
-// Follows one session until `close`. `after()` gives the number to resume after; `on(name, data)` gets each
-// event; `state(name, waitSeconds)` hears connecting, online, offline.
-export function follow({ params, after, on, state, unauthorized }) {
+export const post = (path, body) => send("POST", path, body);
+
+// Follows one session until `close`, or everything that happens with another `path`. `after()` gives the number to
+// resume after; `on(name, data)` gets each event; `state(name, waitSeconds)` hears connecting, online, offline.
+export function follow({ path = "webchat/events", params, after, on, state, unauthorized }) {
   let isClosed = false;
   let failures = 0;
   let current = null;
@@ -109,8 +111,12 @@ export function follow({ params, after, on, state, unauthorized }) {
     const silence = () => setTimeout(() => current.abort(), SILENCE_MS);
     let timer = silence();
     try {
-      const query = new URLSearchParams({ ...params, after: String(after()) });
-      const response = await request(`api/webchat/events?${query}`, { signal: current.signal });
+      const query = new URLSearchParams(after ? { ...params, after: String(after()) } : params);
+      const response = await request(`api/${path}?${query}`, { signal: current.signal });
+      if (!after) {
+        failures = 0; // a stream without a past sends no greeting: what was missed has to be fetched
+        state("online");
+      }
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       let buffer = "";
       for (;;) {

@@ -85,3 +85,9 @@ CREATE INDEX persistence_runs_channel ON persistence_runs (channel_id, completed
 ALTER TABLE memories ADD COLUMN subject TEXT;
 CREATE INDEX memories_subject ON memories (subject) WHERE subject IS NOT NULL;
 CREATE INDEX memories_user ON memories (user_id) WHERE user_id IS NOT NULL;
+
+-- What was said before this table existed is not gone through at the next start: that could be thousands of model calls.
+INSERT INTO persistence_runs (id, channel_id, last_seq, outcome, reason, memory_ids, started_at, completed_at)
+    SELECT 'before:' || id, id, last_seq, 'no_memories', 'said before such runs existed', '[]', last_activity_at,
+           last_activity_at
+    FROM channels;

@@ -1,0 +1,158 @@
+"""Reads what a hybrid search weighs: memories found by words, by links, and those beside them.
+
+Every statement takes the viewer's scope: what he may not see is no candidate, no neighbour and no known name.
+
+Flow:    speakers -> by_words -> gather -> Candidate
+Floor:   memory; may import base, storage
+Source:  memory spec 7.3 and pitfalls P-18, P-19, P-44
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from spacebot.base.clock import from_text
+from spacebot.base.ids import MemoryId
+from spacebot.memory.question import Question, term_expression
+from spacebot.memory.ranking import AFTER, BEFORE, Candidate, people_of
+from spacebot.memory.store import LIVE, VISIBLE, scope, updated, walk
+from spacebot.memory.types import MemoryType, Viewer
+from spacebot.memory.words import fold, stem
+from spacebot.storage.database import Connection, Row
+
+COUNTED = 5000  # a word of more memories than this says little anyway
+LOOKED_AT = 12  # memories that begin with a name
+SAID, TOLD = 2, 4  # so many begin "Name: …", or tell of somebody with his name first, and he is known
+_LIGHT = (
+    "m.id, m.content, m.source, m.subject, m.channel_id, m.is_private, m.owner, m.place, m.created_at, m.importance"
+)
+_KIND = "(:type IS NULL OR m.memory_type = :type)"
+_BY_WORDS = (
+    f"SELECT {_LIGHT}, f.score FROM ("
+    "SELECT m.seq, bm25(memories_fts) AS score FROM memories_fts JOIN memories m ON m.seq = memories_fts.rowid "
+    f"WHERE memories_fts MATCH :terms AND {LIVE} AND {VISIBLE} AND {_KIND} ORDER BY score, m.id LIMIT :limit"
+    ") f CROSS JOIN memories m ON m.seq = f.seq ORDER BY f.score, m.id"
+)
+_BY_ID = (
+    f"SELECT {_LIGHT} FROM memories m WHERE m.id IN (SELECT value FROM json_each(:ids)) "
+    f"AND {LIVE} AND {VISIBLE} AND {_KIND}"
+)
+_BESIDE = (
+    f"SELECT {_LIGHT} FROM json_each(:ids) s JOIN memories a ON a.id = s.value CROSS JOIN memories m "
+    "ON m.channel_id IS a.channel_id AND m.is_private = a.is_private AND m.owner IS a.owner "
+    f"AND m.place BETWEEN a.place - {BEFORE} AND a.place + {AFTER} WHERE {LIVE} AND {VISIBLE} AND {_KIND}"
+)
+_BEGINNING = (
+    "SELECT m.content, m.source FROM memories_fts JOIN memories m ON m.seq = memories_fts.rowid "
+    f"WHERE memories_fts MATCH :terms AND {LIVE} AND {VISIBLE} LIMIT {LOOKED_AT}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """All candidates of a search by id, and which of them have a newer version."""
+
+    candidates: Mapping[MemoryId, Candidate]
+    walked: tuple[MemoryId, ...]  # best first, without the starting points
+    updated: frozenset[MemoryId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByWords:
+    """What the full text found, best first, and how many of about `total` memories have each stem of the question."""
+
+    candidates: tuple[Candidate, ...]
+    counts: Mapping[str, int]
+    total: int
+
+
+def speakers(connection: Connection, names: Sequence[str], viewer: Viewer) -> list[str]:
+    """Which of these words are people (or whatever else memories keep telling of), as far as the viewer may know.
+
+    Somebody is known when visible memories were said by him ("Name: …", or the source), or begin with his name.
+    """
+    known = []
+    for name in names:
+        rows = connection.execute(_BEGINNING, {**scope(viewer), "terms": f'^"{name}"'}).fetchall()
+        folded = fold(name)
+        said = sum(folded in people_of(row["content"], row["source"]) for row in rows)
+        told = sum(row["content"][:1].isupper() and fold(row["content"]).startswith(folded) for row in rows)
+        if said >= SAID or told >= TOLD:
+            known.append(name)
+    return known
+
+
+def by_words(
+    connection: Connection, question: Question, viewer: Viewer, memory_type: MemoryType | None, limit: int
+) -> ByWords:
+    """Full text by bm25, best first, ties by id."""
+    expressions = [term_expression(term) for term in question.terms]
+    parameters = {**scope(viewer), "terms": " OR ".join(expressions), "type": memory_type, "limit": limit}
+    found = []
+    for row in connection.execute(_BY_WORDS, parameters) if expressions else ():
+        candidate = _candidate(row)
+        candidate.bm25 = -row["score"]
+        candidate.found.append("text")
+        found.append(candidate)
+    counts: dict[str, int] = {}
+    wanted = frozenset(question.stems)
+    for term, expression in zip(question.terms, expressions, strict=True):
+        if (key := stem(fold(term))) in wanted:
+            (counts[key],) = connection.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM memories_fts WHERE memories_fts MATCH ? LIMIT ?)",
+                (expression, COUNTED),
+            ).fetchone()
+    (total,) = connection.execute("SELECT coalesce(max(seq), 0) FROM memories").fetchone()
+    return ByWords(candidates=tuple(found), counts=counts, total=total)
+
+
+def gather(
+    connection: Connection,
+    known: Iterable[Candidate],
+    near: Mapping[MemoryId, float],
+    *,
+    starts: Sequence[MemoryId],
+    seeds: Sequence[MemoryId],
+    viewer: Viewer,
+    memory_type: MemoryType | None,
+    depth: int,
+    limit: int,
+) -> Gathered:
+    """Put together what was found by words and by meaning, what links lead to, and what stands beside the best.
+
+    Args:
+        near: cosines by id.
+        starts: from where links are followed.
+        seeds: whose neighbours are wanted.
+        limit: of memories that links lead to.
+    """
+    candidates = {candidate.id: candidate for candidate in known}
+    walks = walk(connection, starts, viewer, depth) if depth else {}
+    best = sorted(walks, key=lambda key: (-walks[key], key))[:limit]
+    base = {**scope(viewer), "type": memory_type}
+    missing = [key for key in {**near, **dict.fromkeys(best)} if key not in candidates]
+    for statement, ids in ((_BY_ID, missing), (_BESIDE, list(seeds))):
+        if ids:
+            for row in connection.execute(statement, {**base, "ids": json.dumps(ids)}):
+                candidates.setdefault(row["id"], _candidate(row))
+    for key, cosine in near.items():
+        if (candidate := candidates.get(key)) is not None:
+            candidate.cosine = cosine
+            candidate.found.insert(0, "vector")
+    walked = tuple(key for key in best if key in candidates)
+    for key in walked:
+        candidates[key].walk = walks[key]
+        candidates[key].found.append("graph")
+    return Gathered(candidates=candidates, walked=walked, updated=updated(connection, list(candidates), viewer))
+
+
+def _candidate(row: Row) -> Candidate:
+    return Candidate(
+        id=MemoryId(row["id"]),
+        content=row["content"],
+        conversation=(row["channel_id"], row["is_private"], row["owner"]),
+        place=row["place"],
+        created_at=from_text(row["created_at"]),
+        importance=row["importance"],
+        people=people_of(row["content"], row["source"], (row["subject"],)),
+    )

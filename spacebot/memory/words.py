@@ -1,0 +1,88 @@
+"""Words as the search compares them: stop words left out, endings cut, irregular forms brought together.
+
+The full text has its own stemmer; this one is for what is compared outside of it. It need not agree with that
+one: question and memory go through the same function.
+
+Floor:   memory
+Source:  M. F. Porter, An algorithm for suffix stripping, Program 14(3), 1980: its first steps, shortened
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+
+WORD = re.compile(r"[^\W_]+")
+_STOP_WORDS = (
+    "a about after again all also am an and any are as at be because been before being between both but by can could "
+    "did do does doing done down during each few for from further get got had has have having he her here hers him his "
+    "how i if in into is it its itself just let like made make many may me might more most much must my no nor not now "
+    "of off on once only or other our out over own same shall she should so some such tell than that the their them "
+    "then there these they this those through to too under until up us very was we were what when where which while "
+    "who whom whose why will with would you your yours"
+)
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+_IRREGULAR = (
+    "become became, begin began begun, bite bit bitten, blow blew blown, break broke broken, bring brought, build "
+    "built, burn burnt, buy bought, catch caught, child children, choose chose chosen, come came, deal dealt, dig "
+    "dug, draw drew drawn, dream dreamt, drive drove driven, eat ate eaten, fall fell fallen, feel felt, fight "
+    "fought, find found, fly flew flown, foot feet, forget forgot forgotten, freeze froze frozen, give gave "
+    "given, go went gone goes, grow grew grown, hang hung, hear heard, hide hid hidden, hold held, keep kept, "
+    "know knew known, lead led, learn learnt, leave left, lend lent, life lives, lose lost, man men, mean meant, "
+    "meet met, pay paid, ride rode ridden, ring rang rung, rise rose risen, run ran, say said, see saw seen, seek "
+    "sought, sell sold, send sent, sew sewn, shake shook shaken, shine shone, shoot shot, show shown, sing sang "
+    "sung, sink sank sunk, sit sat, sleep slept, speak spoke spoken, spend spent, stand stood, steal stole "
+    "stolen, stick stuck, sting stung, strike struck, sweep swept, swim swam swum, swing swung, take took taken, "
+    "teach taught, tear tore torn, think thought, throw threw thrown, understand understood, wake woke woken, "
+    "wear wore worn, wife wives, win won, woman women, write wrote written"
+)
+_GROUPS = tuple(tuple(group.split()) for group in _IRREGULAR.split(","))
+FORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(  # every form to all forms of the same word
+    {form: group for group in _GROUPS for form in group}
+)
+_SUFFIXES = ("ization", "ations", "ation", "ments", "ment", "ness", "fully", "ful", "ively", "ive", "ions", "ion", "ly")
+_VOWEL = re.compile(r"[aeiouy]")
+
+
+def fold(text: str) -> str:
+    """Lower case without accents."""
+    text = text.lower()
+    if text.isascii():
+        return text
+    return "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+
+
+@lru_cache(maxsize=20_000)
+def stem(word: str) -> str:
+    """What is left of a folded word without its ending; the first form of an irregular word."""
+    if (forms := FORMS.get(word)) is not None:
+        return forms[0]
+    if len(word) < 4 or not word.isalpha():
+        return word
+    if word.endswith("ies"):
+        word = word[:-3] + "y"
+    elif word.endswith("s") and not word.endswith(("ss", "us")):
+        word = word.removesuffix("s")
+    if (forms := FORMS.get(word)) is not None:
+        return forms[0]
+    for ending in ("ing", "ed"):
+        rest = word.removesuffix(ending)
+        if rest != word and len(rest) > 2 and _VOWEL.search(rest):
+            word = rest[:-1] if rest[-1] == rest[-2] and rest[-1] not in "lsz" else rest
+            break
+    else:
+        for ending in _SUFFIXES:
+            if word.endswith(ending) and len(word) - len(ending) > 3:
+                word = word.removesuffix(ending)
+                break
+    word = word[:-1] + "i" if word.endswith("y") else word.removesuffix("e")
+    return FORMS[word][0] if word in FORMS else word
+
+
+def stems(text: str) -> frozenset[str]:
+    """The stems of all words of a text."""
+    return frozenset(stem(word) for word in WORD.findall(fold(text)))
+
+
+STOP_STEMS = frozenset(stem(word) for word in STOP_WORDS)

@@ -1,0 +1,115 @@
+"""Pitfalls of memory spec 20 that no story elsewhere happens to tell."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pytest
+
+from spacebot.base.ids import MemoryId, new_uuid
+from spacebot.memory.matrix import VectorRow
+from spacebot.memory.memory import AgentMemory
+from spacebot.memory.types import Memory, NewAssociation, NewMemory, Provenance, Query, RelationType
+from spacebot.memory.vectors import LanceTable
+from spacebot.storage.database import Database
+from tests.memory.conftest import OpenMemory
+
+ROOM = Provenance(channel_id="chat:room", user_id="ann")
+
+
+async def save(memory: AgentMemory, content: str, **fields: Any) -> Memory:
+    return (await memory.save(NewMemory(content=content, provenance=ROOM, **fields))).memory
+
+
+@pytest.mark.spec("M-P03")
+def test_an_index_that_is_there_is_not_built_again(tmp_path: Path) -> None:
+    """Every change of the table, the building of an index too, is a version of it."""
+    source = np.random.default_rng(1)
+
+    def row() -> VectorRow:
+        vector = source.standard_normal(8).astype(np.float32)
+        return VectorRow(
+            id=MemoryId(new_uuid()),
+            content="x",
+            memory_type="fact",
+            is_private=False,
+            channel_id=None,
+            owner=None,
+            embedding=(vector / np.linalg.norm(vector)).tobytes(),
+        )
+
+    def versions() -> int:
+        return len(lancedb.connect(tmp_path).open_table("memory_embeddings").list_versions())
+
+    table = LanceTable(tmp_path, 8)
+    table.create([[row() for _ in range(300)]])
+    table.build_vector_index()
+    before = versions()
+    table.build_vector_index()
+    again = LanceTable(tmp_path, 8)
+    again.open()
+    again.build_vector_index()
+    assert versions() == before
+    again.replace([row()], [])
+    assert versions() == before + 1
+
+
+@pytest.mark.spec("M-P31")
+async def test_the_end_of_a_long_text_is_found_by_its_words(open_test_memory: OpenMemory) -> None:
+    async with open_test_memory() as memory:
+        long = await save(
+            memory, f"{'The minutes of the meeting go on and on. ' * 800} The budget was called zirconium."
+        )
+        for number in range(60):
+            await save(memory, f"filler {number}")
+        result = await memory.recall(Query(viewer=ROOM.viewer, text="zirconium budget", limit=3))
+    assert result.hits[0].memory.id == long.id
+
+
+@pytest.mark.spec("M-P18")
+async def test_a_walk_keeps_to_its_hops_and_goes_on_through_some_relations_only(open_test_memory: OpenMemory) -> None:
+    async with open_test_memory() as memory:
+        chain = [await save(memory, "Zirconium.")]
+        for number in range(1, 4):
+            edge = NewAssociation(target_id=chain[-1].id, weight=0.9)
+            chain.append(await save(memory, f"link{number}", associations=(edge,)))
+        newer = NewAssociation(target_id=chain[0].id, relation_type=RelationType.UPDATES, weight=0.9)
+        chain.append(await save(memory, "version2", associations=(newer,)))
+        behind = NewAssociation(target_id=chain[-1].id, weight=0.9)
+        chain.append(await save(memory, "behind2", associations=(behind,)))
+        for number in range(60):
+            await save(memory, f"zirconium{number} {number}")
+        result = await memory.recall(Query(viewer=ROOM.viewer, text="zirconium", limit=50))
+    reached = [hit.memory.content for hit in result.hits if "graph" in hit.legs]
+    assert {"link1", "link2", "version2"} <= set(reached)
+    assert not {"link3", "behind2"} & set(reached)
+    assert len(reached) == len(set(reached))
+
+
+@pytest.mark.spec("M-P44")
+async def test_more_hits_cost_no_more_statements(open_test_memory: OpenMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+    for name in ("read", "write"):
+        original = getattr(Database, name)
+
+        async def counted(self: Database, fn: Any, name: str = name, original: Any = original) -> Any:
+            calls[name] += 1
+            return await original(self, fn)
+
+        monkeypatch.setattr(Database, name, counted)
+
+    async def cost(memory: AgentMemory, limit: int) -> Counter[str]:
+        calls.clear()
+        result = await memory.recall(Query(viewer=ROOM.viewer, text="paint the fence", limit=limit))
+        assert len(result.hits) == limit
+        await memory.flush()
+        return Counter(calls)
+
+    async with open_test_memory() as memory:
+        for number in range(40):
+            await save(memory, f"paint the fence {number}")
+        await memory.flush()
+        await cost(memory, 1)
+        assert await cost(memory, 1) == await cost(memory, 40)
