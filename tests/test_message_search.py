@@ -88,15 +88,21 @@ class World:
     async def answer(self, text: str, *, where: str = "t:room", kind: OutboundKind = OutboundKind.TEXT) -> str:
         return (await self.log.record_reply(None, ConversationId(where), text, kind=kind)).id
 
-    async def learn(self, seconds: float = QUIET_S) -> None:
-        """Let vectors be computed of all that was said."""
+    async def learn(self, seconds: float = QUIET_S, *, completely: bool = True) -> None:
+        """Let vectors be computed of what was said, of all of it unless told otherwise."""
         self.events.emit(EventKind.INBOUND_MESSAGE, agent_id="main")
         await self.settled()
         self.time.jump(seconds)
         await self.settled()
+        for _ in range(100 if completely else 0):
+            if not await self.sql("SELECT 1 FROM message_docs WHERE is_pending = 1 LIMIT 1"):
+                break
+            await self.settled()
+        else:
+            assert not completely, "vectors are still missing"
 
     async def settled(self) -> None:
-        for _ in range(25):  # to compute vectors is a chain of reads, threads and writes
+        for _ in range(10):
             await self.log.record_usage([])
             await wait_all_threads_completed()
             await wait_all_tasks_blocked()
@@ -294,8 +300,7 @@ async def test_what_may_not_be_seen_takes_no_place_among_the_candidates(tmp_path
         for number in range(120):
             await world.say(f"password {number}", who="Bob", where="t:dm:bob", direct=True)
             await world.say(f"password of the {number}", who="Bob", where="t:dm:bob", direct=True)
-        for _ in range(2):
-            await world.learn(600)
+        await world.learn()
         (hit,) = (await world.recall(query="password"))["messages"]
         assert hit["channel_id"] == "t:room"
         assert "words: password; meaning" in hit["why"]
@@ -339,13 +344,13 @@ async def test_vectors_wait_for_a_message_and_survive_a_broken_model(tmp_path: P
         await world.settled()
         assert embedder.calls == []
         embedder.fails = True
-        await world.learn()
+        await world.learn(completely=False)
         assert len(embedder.calls) == 1
         embedder.fails = False
-        await world.learn()  # not yet: it waits after a failure
+        await world.learn(completely=False)  # not yet: it waits after a failure
         assert len(embedder.calls) == 1
-        for _ in range(6):
-            await world.learn(60)
+        await world.learn(60, completely=False)
+        await world.learn()
         assert await world.sql("SELECT count(*) FROM message_embeddings") == [(40,)]
         assert await world.sql("SELECT count(*) FROM message_docs WHERE is_pending = 1") == [(0,)]
         assert max(len(texts) for texts in embedder.calls) <= 16
@@ -358,8 +363,7 @@ async def test_vectors_wait_for_a_message_and_survive_a_broken_model(tmp_path: P
         assert embedder.calls == [("one more message there",)]
         world.embedder.name = "newer"
     async with open_world(tmp_path, clock, embedder) as world:
-        for _ in range(4):
-            await world.learn()
+        await world.learn()
         assert await world.sql("SELECT DISTINCT model FROM message_embeddings") == [("newer",)]
         assert await world.sql("SELECT count(*) FROM message_embeddings") == [(41,)]
 

@@ -194,7 +194,7 @@ class Cortex:
         """Watch over branches and workers, whatever goes wrong in one look."""
         while True:
             try:
-                await self._liveness.run()
+                return await self._liveness.run()
             except Exception as error:  # boundary: process
                 log.error("watch over processes failed", exc_info=error, extra=kv(agent=self._parts.id))
                 await trio.sleep(self._desk.config.tick_interval_secs)

@@ -255,6 +255,8 @@ class Delegates:
         node, run = worker.node, worker.run_row
 
         async def settle(outcome: Outcome) -> None:
+            if outcome is node.requested and outcome.state is NodeState.TIMED_OUT:  # ended from outside
+                outcome = replace(outcome, text=f"{outcome.text}. So far: {worker.found}")
             outcome = replace(outcome, text=scrub(outcome.text))
             self._workers.pop(node.id, None)
             is_stop = outcome.state is NodeState.INTERRUPTED

@@ -23,6 +23,7 @@ Source:  memory spec pitfall P-06, P-33; SQLite documentation of secure_delete, 
 import json
 import logging
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -152,13 +153,15 @@ class Forgetting:
             reason: who asked for it, in the program's own words: it goes into the audit line.
 
         Errors: RefusedError when it names nobody; StorageError, then it is finished at the next start.
-        Cancel: not any more once it has begun.
+        Cancel: rows go as a whole; the bytes that they leave are cleaned away by the next start.
         """
         who = Person.parse(person)
         async with self._turn:
             with trio.CancelScope(shield=True):
                 await self._database.write(lambda c: write_settings(c, **{JOB + who.mark: f"{who.key}\n{reason}"}))
                 done = await self._erase(who, reason)
+            await self._clean()
+        log.info("person forgotten", extra=kv(memories=done.memories, messages=done.messages))
         return done
 
     async def run(self) -> None:
@@ -215,8 +218,7 @@ class Forgetting:
             await self.forget_person(key, reason=reason)
         if is_due and not jobs:
             async with self._turn:
-                with trio.CancelScope(shield=True):
-                    await self._clean()
+                await self._clean()
 
     async def _erase(self, who: Person, reason: str) -> ForgottenPerson:
         found = await self._database.read(partial(scope_of, who=who))
@@ -224,7 +226,10 @@ class Forgetting:
         associations = 0
         async with self.let_go([*found.own, *found.rooms]):
             scope = await self._database.read(partial(scope_of, who=who))
-            # Memories first: once the messages are gone, nothing says any more what was learned from them.
+            # In this order each step finds what it needs, also when those before it were done in another life: events
+            # by the ids of memories, memories by the messages that they were learned from.
+            ids = await self._database.read(partial(_memories_of, who=who, scope=scope))
+            events = await self._erase_events(who, {*ids, *scope.messages, *scope.own})
             while ids := await self._database.read(partial(_memories_of, who=who, scope=scope)):
                 for start in range(0, len(ids), BATCH):
                     part = ids[start : start + BATCH]
@@ -233,7 +238,7 @@ class Forgetting:
                 gone.update(ids)
             erased = await self._database.write(partial(erase_log, who=who, now=self._clock.text()))
             traces = {*gone, *scope.messages, *scope.own}
-            events = await self._database.write(partial(_erase_events, who=who, ids=traces))
+            events += await self._erase_events(who, traces)  # what was noted meanwhile
             mentions = await self._database.read(partial(_console_mentions, ids=traces, names=scope.names))
         lines = await self._shorten_logs(who, found.own)
         done = ForgottenPerson(
@@ -249,9 +254,13 @@ class Forgetting:
             console_mentions=mentions,
         )
         await self._database.write(lambda c: _conclude(c, who, done, reason, self._clock.text()))
-        await self._clean()
-        log.info("person forgotten", extra=kv(memories=done.memories, messages=done.messages))
         return done
+
+    async def _erase_events(self, who: Person, ids: set[str]) -> int:
+        found = await self._database.read(partial(_events_naming, who=who, ids=ids))
+        if found or ids:
+            await self._database.write(partial(_empty_events, ids=found))
+        return len(found)
 
     async def _clean(self) -> None:
         """Make the bytes of deleted rows go: full text, vector table, database file, its write-ahead log."""
@@ -261,9 +270,13 @@ class Forgetting:
                 if not await self._database.write(partial(_merge_words, table=table, size=size)):
                     break
                 size = MERGE_PAGES
-        if await trio.to_thread.run_sync(self._vectors.exists):  # a young store has none yet
-            await self._memory.rebuild()
         await self._database.tidy(_write_anew)
+        if await trio.to_thread.run_sync(self._vectors.exists):  # a young store has none yet
+            try:
+                await self._memory.rebuild()
+            except StorageError as error:  # it is derived: without it searches are slower, and nothing else
+                log.warning("vector table removed, it could not be made anew", exc_info=error)
+                await trio.to_thread.run_sync(partial(shutil.rmtree, self._vectors, ignore_errors=True))
         await self._database.write(lambda c: c.execute("DELETE FROM settings WHERE key = ?", (DUE,)))
 
     async def _shorten_logs(self, who: Person, own: Sequence[str]) -> int:
@@ -311,21 +324,21 @@ def _erase_memories(c: Connection, ids: Sequence[str]) -> int:
     return edges
 
 
-def _erase_events(c: Connection, who: Person, ids: set[str]) -> int:
-    """Empty the lines of the curation log that name something erased, bulletins included; that they were stays.
-
-    The agent's card was made of what is known, so it is made anew.
-    """
-    hit = []
-    for row in c.execute("SELECT id, summary, details FROM cortex_events"):
+def _events_naming(c: Connection, who: Person, ids: set[str]) -> list[str]:
+    """Lines of the curation log that name a person or something of theirs, bulletins included."""
+    found = []
+    for row in c.execute("SELECT id, summary, details FROM cortex_events WHERE summary <> ?", (WORDS,)):
         text = f"{row['summary']} {row['details'] or ''}"
         if who.key in text or not ids.isdisjoint(_ID.findall(text)):
-            hit.append((WORDS, row["id"]))
-    c.executemany("UPDATE cortex_events SET summary = ?, details = NULL WHERE id = ?", hit)
-    if ids:
-        c.execute("UPDATE agent_profile SET status = NULL, bio = NULL")
-        c.execute("DELETE FROM settings WHERE key = ?", (DIGEST_KEY,))
-    return len(hit)
+            found.append(row["id"])
+    return found
+
+
+def _empty_events(c: Connection, ids: Sequence[str]) -> None:
+    """Take the words out of these lines; that something happened stays. The agent's card is made anew as well."""
+    c.executemany("UPDATE cortex_events SET summary = ?, details = NULL WHERE id = ?", [(WORDS, key) for key in ids])
+    c.execute("UPDATE agent_profile SET status = NULL, bio = NULL")
+    c.execute("DELETE FROM settings WHERE key = ?", (DIGEST_KEY,))
 
 
 def _console_mentions(c: Connection, ids: set[str], names: Sequence[str]) -> int:

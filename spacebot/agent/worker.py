@@ -188,12 +188,12 @@ class Worker:
             try:
                 return await self._segments(prompt)
             except _GaveUpError as error:
-                return Outcome(NodeState.FAILED, f"{error}. So far: {self._found}")
+                return Outcome(NodeState.FAILED, f"{error}. So far: {self.found}")
         assert clock.cancelled_caught
-        return Outcome(NodeState.TIMED_OUT, f"stopped after {limit_s:.0f} s of work. So far: {self._found}")
+        return Outcome(NodeState.TIMED_OUT, f"stopped after {limit_s:.0f} s of work. So far: {self.found}")
 
     @property
-    def _found(self) -> str:
+    def found(self) -> str:
         """What the work has come to when it ends without an account."""
         words = self._outcome.text if self._outcome else last_words(self._messages)
         return scrub(words) or (f"last status: {self._node.status}" if self._node.status else "nothing reported")
@@ -226,7 +226,7 @@ class Worker:
                 return Outcome(NodeState.FAILED, f"ended without reporting an outcome; its last words: {words}")
             else:
                 prompt = self._parts.prompts.render("fragments/worker_nudge")
-        return Outcome(NodeState.PARTIAL, f"{earlier}stopped after {SEGMENTS} segments. So far: {self._found}")
+        return Outcome(NodeState.PARTIAL, f"{earlier}stopped after {SEGMENTS} segments. So far: {self.found}")
 
     async def _run_engine(self, engine: Engine) -> EngineResult:
         """One segment; a provider that does not answer is tried again after a pause."""

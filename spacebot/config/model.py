@@ -173,6 +173,8 @@ class IngestionConfig(_Table):
 class CortexConfig(_Table):
     """`[defaults.cortex]`: what looks after memory and processes."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     tick_interval_secs: float = Field(default=30, ge=1)
     worker_timeout_secs: float = Field(default=1200, gt=0)  # without any progress, not of age
     branch_timeout_secs: float = Field(default=600, gt=0)  # without any progress
@@ -188,7 +190,7 @@ class CortexConfig(_Table):
     maintenance_interval_secs: float = Field(default=3600, ge=1)
     maintenance_decay_rate: float = Field(default=0.05, ge=0, le=1)  # a day, of a type that decays fully
     maintenance_prune_threshold: float = Field(default=0.1, ge=0, le=1)  # importance
-    maintenance_min_age_days: float = Field(default=30, ge=0)
+    maintenance_min_age_days: float = Field(default=30, ge=0, le=36_500)
     maintenance_merge_similarity_threshold: float = Field(default=0.95, ge=0, le=1)
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@ messages are judged as memories are, with those around them, by whom they were s
 Flow:    search -> people, question, scope -> words and meaning -> neighbours of the best -> judge -> context
          run -> somebody spoke -> a pause -> vectors of what is new, the newest first
 Floor:   conversations
-Source:  memory spec 8.4; `memory/ranking.py`
+Source:  memory spec 8.4; `memory/ranking.py`. Measured on LoCoMo, evidence recall@10 of its turns, answerable / all:
+         .825 / .848; with 100 candidates a leg .819 / .845; ranks fused and scores lent to neighbours .786 / .811
 """
 
 import logging

@@ -27,7 +27,7 @@ from spacebot.storage.database import Connection, Database
 from spacebot.storage.settings import read_setting, write_settings
 
 CURSOR = "association_cursor"  # the seq of the last memory that was looked at completely
-CHUNK = 64  # memories in one search and one transaction, of at most the pass's limit of new edges
+CHUNK = 32  # memories in one search and one transaction of about 10 ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

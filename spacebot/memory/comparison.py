@@ -155,9 +155,9 @@ def is_first_person(text: str) -> bool:
     return not _FIRST_PERSON.isdisjoint(_read(text[:LONG]).words)
 
 
-def significant_words(text: str) -> frozenset[str]:
-    """Stems of the words that carry the meaning."""
-    return _read(text).stems
+def says_less(one: str, other: str) -> bool:
+    """Whether one text has only a part of the significant words of the other."""
+    return max(len(one), len(other)) <= LONG and _read(one).stems < _read(other).stems
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,8 @@ class Editor:
                 link_similar(connection, node, words.similar, node.viewer, self._links, now)
             if memory_type is not None:  # the vector table filters by it
                 connection.execute("INSERT INTO vector_outbox (memory_id) VALUES (?)", (memory_id,))
-            return nodes(connection, [memory_id], EVERYTHING)[MemoryId(memory_id)], _embedding(connection, memory_id)
+            embedding = _embedding(connection, memory_id, self._embedder.name)
+            return nodes(connection, [memory_id], EVERYTHING)[MemoryId(memory_id)], embedding
 
         node, embedding = await self._database.write(write)
         # No checkpoint from here to the end: a cancelled caller must not leave an index with the old words.
@@ -223,8 +224,10 @@ def _write_fields(
     note(connection, now, "memory_edited", f"edited: {what}", memory_id=memory_id, changed=what)
 
 
-def _embedding(connection: Connection, memory_id: str) -> bytes | None:
-    row = connection.execute("SELECT embedding FROM embeddings WHERE memory_id = ?", (memory_id,)).fetchone()
+def _embedding(connection: Connection, memory_id: str, model: str) -> bytes | None:
+    row = connection.execute(
+        "SELECT embedding FROM embeddings WHERE memory_id = ? AND model = ?", (memory_id, model)
+    ).fetchone()
     return None if row is None else row["embedding"]
 
 

@@ -102,6 +102,7 @@ class OnnxEmbedder:
         self._parts: tuple[Any, Any] | None = None
         self._reason: str | None = None  # why the runtime cannot be used
         self._ask_again_at = 0.0
+        self._batches = 0
         self._asking = 0  # calls with few texts that are not answered yet
         self._nobody_asks = trio.Event()
         self._nobody_asks.set()
@@ -144,7 +145,8 @@ class OnnxEmbedder:
                     pieces[place] = await trio.to_thread.run_sync(self._embed, part, limiter=self._bulk_limit)
                 except EmbeddingError as error:
                     failures.append(error)
-                if place % GIVE_BACK_AFTER == GIVE_BACK_AFTER - 1:
+                self._batches += 1
+                if self._batches % GIVE_BACK_AFTER == 0:
                     await trio.to_thread.run_sync(give_memory_back)
 
         async with trio.open_nursery() as nursery:

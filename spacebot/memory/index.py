@@ -286,8 +286,8 @@ class VectorIndex:
                 except TableError:
                     self._give_up_table()
                     raise
-                if state.is_usable:
-                    await self._bring_into_step(must=False)
+                if state.is_usable and (await self._bring_into_step(must=False)).is_usable:
+                    await self._let_go()
         if not state.is_usable:
             raise StorageError(f"the vector table could not be made anew: {state.problem or 'the log says why'}")
         return state
@@ -355,7 +355,7 @@ class VectorIndex:
             try:
                 table, wanted = self._keeper.table, limit + matrix.removed_count
                 stored = await in_thread(lambda: [table.nearest(row, viewer, kind, wanted) for row in vectors])
-                covered = matrix.covered()
+                covered = await in_thread(matrix.covered)
                 return [
                     Nearest(neighbours=_merge(fresh, old, covered, limit), engine=Engine.LANCEDB, note=self._note())
                     for fresh, old in zip(found, stored, strict=True)
@@ -478,10 +478,15 @@ class VectorIndex:
     async def _hand_over(self, total: int) -> None:
         """Let the table answer once the store has grown."""
         if self._engine is Engine.EXACT and total > self._policy.exact_limit:
+            self._engine = Engine.LANCEDB
+            await self._let_go()
+            log.info("vector table took over the search", extra=kv(memories=total))
+
+    async def _let_go(self) -> None:
+        """Drop from memory what the table answers for."""
+        if self._engine is Engine.LANCEDB:
             in_step = await self._database.read(self._stored.ids_in_step)
             await trio.to_thread.run_sync(self._matrix.let_go, in_step, limiter=self._search_limit)
-            self._engine = Engine.LANCEDB
-            log.info("vector table took over the search", extra=kv(memories=total))
 
     def _give_up_table(self) -> None:
         self._keeper.give_up()
@@ -501,7 +506,8 @@ def _merge(
     fresh: Sequence[Neighbour], stored: Sequence[Neighbour], covered: set[str], limit: int
 ) -> tuple[Neighbour, ...]:
     """What the table found, corrected by what it has not seen yet."""
-    both = [*fresh, *(neighbour for neighbour in stored if neighbour.id not in covered)]
+    covered = covered.union(near.id for near in fresh)  # the table may have taken them over in between
+    both = [*fresh, *(near for near in stored if near.id not in covered)]
     return tuple(sorted(both, key=by_similarity)[:limit])
 
 

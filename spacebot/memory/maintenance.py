@@ -60,6 +60,7 @@ log = logging.getLogger(__name__)
 SCORED = "maintenance_scored"  # seq up to which an unfinished pass has renewed importance; empty between passes
 MERGE_CURSOR = "merge_cursor"  # seq up to which memories were compared with all others
 MERGE_CHECKED = "merge_checked"  # when that began, and the threshold: rows changed since are compared again
+AGE_LIMIT_DAYS = 36_500
 SHOWN = 100  # pruned and merged memories that a report names
 
 
@@ -90,9 +91,10 @@ class MaintenancePolicy:
 
     def __post_init__(self) -> None:
         fractions = (self.decay_rate, self.prune_threshold, self.merge_similarity)
-        spans = (self.min_age_days, self.time_limit_s)
-        if not all(0 <= value <= 1 for value in fractions) or not all(s >= 0 and math.isfinite(s) for s in spans):
-            raise RefusedError("rates and thresholds of maintenance must lie between 0 and 1, spans must be finite")
+        if not all(0 <= value <= 1 for value in fractions):
+            raise RefusedError("rates and thresholds of maintenance must lie between 0 and 1")
+        if not 0 <= self.min_age_days <= AGE_LIMIT_DAYS or not 0 <= self.time_limit_s < math.inf:
+            raise RefusedError(f"the minimum age must be 0 to {AGE_LIMIT_DAYS} days, the time limit finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ Source:  memory spec 9.6, pitfalls P-12 and P-40
 """
 
 from spacebot.base.ids import MemoryId, new_uuid
-from spacebot.memory.comparison import Difference, differences, significant_words
+from spacebot.memory.comparison import Difference, differences, says_less
 from spacebot.memory.curation_log import note, person_of
 from spacebot.memory.linking import UPDATED_FACTOR, Node, is_same_scope, speak_of_the_same
 from spacebot.memory.types import Memory, MemoryType, Origin, RelationType
@@ -32,8 +32,7 @@ def survivor_of(one: Node, other: Node) -> tuple[Memory, Memory] | None:
     if found - {Difference.DETAIL}:
         return None
     if found:
-        says_more = significant_words(a.content) > significant_words(b.content)
-        return (a, b) if says_more else (b, a)
+        return (b, a) if says_less(a.content, b.content) else (a, b)
     first, second = sorted((a, b), key=lambda memory: (-memory.importance, memory.id))
     return first, second
 

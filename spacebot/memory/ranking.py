@@ -27,7 +27,7 @@ RRF_K = 10  # measured on LoCoMo: evidence recall@10 .678 against .654 with the 
 BEFORE, AFTER = 3, 2  # neighbours; one before and one after cost 0.5 points, four and three 0.5
 SHORTLIST = 150  # candidates whose words are looked at
 SEEDS = 30  # whose neighbours become candidates
-DIVERSITY = 0.1  # what each memory taken from a talk costs the others of it, out of about 10
+DIVERSITY = 0.1  # what each memory taken from a talk costs the others of it; the best reaches about 12
 DIVERSE = 40  # places within which that is done
 SPEAKER_BOOST, DATE_BOOST = 1.25, 1.3  # with fusion by rank
 _NAME = re.compile(r"[^\W\d_][\w.'\u2019-]*(?: [^\W\d_][\w.'\u2019-]*){0,2}")
@@ -61,7 +61,7 @@ class Weights:
     question: float = -0.89  # ends with a question mark
     time: float = 1.33  # names a time, and the question asks when
     proper: float = 1.30  # holds a name or a title, and the question asks for one
-    linked: float = 0.5  # share of a full walk's score
+    linked: float = 0.1  # share of a full walk's score
 
 
 @dataclass(slots=True, kw_only=True)

@@ -90,15 +90,23 @@ class MemoryStore:
         return await self._database.read(read)
 
     async def for_prompt(self, viewer: Viewer, *, threshold: float, limit: int) -> list[Memory]:
-        """Identity first, then the most important; the oldest first among equals, so that the text rarely changes."""
-        statement = (
-            f"SELECT {COLUMNS} FROM memories m WHERE m.forgotten = 0 AND {VISIBLE} "
-            "AND (m.importance >= :threshold OR m.memory_type = 'identity') "
-            "ORDER BY m.memory_type = 'identity' DESC, m.importance DESC, m.created_at, m.id LIMIT :limit"
-        )
+        """Identity first, then the most important; the oldest first among equals, so that the text rarely changes.
+
+        Two statements, so that each walks one index; the identities leave room for half of the others at least.
+        """
+        order = "ORDER BY m.importance DESC, m.created_at, m.id LIMIT :limit"
+        live = f"SELECT {COLUMNS} FROM memories m WHERE m.forgotten = 0 AND {VISIBLE} "
         parameters = {**scope(viewer), "threshold": threshold, "limit": limit}
-        rows = await self._database.read(lambda connection: connection.execute(statement, parameters).fetchall())
-        return [to_memory(row) for row in rows]
+
+        def read(connection: Connection) -> list[Memory]:
+            people = connection.execute(f"{live} AND m.memory_type = 'identity' {order}", parameters).fetchall()
+            others = connection.execute(
+                f"{live} AND m.importance >= :threshold AND +m.memory_type <> 'identity' {order}", parameters
+            ).fetchall()
+            people = people[: max(limit - len(others), (limit + 1) // 2)]
+            return [to_memory(row) for row in [*people, *others][:limit]]
+
+        return await self._database.read(read)
 
     async def associations(self, memory_id: str, viewer: Viewer) -> list[Association]:
         """Edges of a memory in either direction whose other end the viewer may see."""

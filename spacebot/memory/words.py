@@ -68,7 +68,7 @@ def stem(word: str) -> str:
         return forms[0]
     for ending in ("ing", "ed"):
         rest = word.removesuffix(ending)
-        if rest != word and len(rest) > 2 and _VOWEL.search(rest):
+        if rest != word and _VOWEL.search(rest) and (len(rest) > 2 or rest in FORMS):
             word = rest[:-1] if rest[-1] == rest[-2] and rest[-1] not in "lsz" else rest
             break
     else:
@@ -76,8 +76,10 @@ def stem(word: str) -> str:
             if word.endswith(ending) and len(word) - len(ending) > 3:
                 word = word.removesuffix(ending)
                 break
-    word = word[:-1] + "i" if word.endswith("y") else word.removesuffix("e")
-    return FORMS[word][0] if word in FORMS else word
+    for form in (word, word + "e"):
+        if form in FORMS:
+            return FORMS[form][0]
+    return word[:-1] + "i" if word.endswith("y") else word.removesuffix("e")
 
 
 def stems(text: str) -> frozenset[str]:

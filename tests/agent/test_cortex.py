@@ -143,6 +143,14 @@ class TestIdle:
             json.dumps(opened.agent.cortex.state())
         assert not [view for view in opened.tree.view() if view.kind == "cortex"]
 
+    async def test_a_closed_bus_sets_nothing_spinning(self, clock: MockClock, tmp_path: Path) -> None:
+        async with open_test_agent(tmp_path, ScriptedModel(), **QUIET) as opened:
+            await let_pass(opened, 60)
+            with counted() as steps:
+                opened.events.close()  # as the program does when it stops, before its agents end
+                await let_pass(opened, HOUR_S)
+            assert steps.count <= 10
+
 
 class TestMaintenance:
     """Rarely, in time, and never twice at once."""
@@ -163,7 +171,7 @@ class TestMaintenance:
         model = ScriptedModel(
             Calls(Call("branch", description="look"), Call("reply", content="I look")), "told", branch=["found"]
         )
-        async with open_test_agent(tmp_path, model, **self.SETTINGS, patience_s=60) as opened:
+        async with open_test_agent(tmp_path, model, **self.SETTINGS, patience_s=120) as opened:
             await let_pass(opened, 600)
             assert self.due_s(opened) == pytest.approx(DAY_S - 600, abs=20)
             await learn(opened, "The office opens at eight.")
@@ -183,7 +191,7 @@ class TestMaintenance:
             assert self.due_s(opened) > DAY_S - HOUR_S  # the last life's pass counts
 
     async def test_a_pass_that_fails_is_told_and_tried_again(self, clock: MockClock, tmp_path: Path) -> None:
-        async with open_test_agent(tmp_path, ScriptedModel(), **self.SETTINGS, patience_s=60) as opened:
+        async with open_test_agent(tmp_path, ScriptedModel(), **self.SETTINGS, patience_s=120) as opened:
             await learn(opened, "The office opens at eight.", MemoryType.EVENT)
             await let_pass(opened, 60)
             broken(opened, "INSERT", "settings")

@@ -18,6 +18,7 @@ from spacebot.base.events import EventBus, EventKind
 from spacebot.base.paths import AgentPaths, package_file
 from spacebot.base.tree import NodeKind
 from spacebot.conversations.records import Accepted, LedgerState, SummaryKind
+from spacebot.memory.curation_log import CurationLog
 from spacebot.memory.index import IndexPolicy
 from spacebot.memory.memory import open_memory
 from spacebot.memory.types import NewMemory, Provenance, Query, Viewer
@@ -44,9 +45,10 @@ def found_in(folder: Path, *words: str) -> list[str]:
     ]
 
 
-async def remember(opened: Opened, content: str, *, user: str, channel: str, subject: str | None = None) -> None:
+async def remember(opened: Opened, content: str, *, user: str, channel: str, subject: str | None = None) -> str:
     provenance = Provenance(channel_id=channel, user_id=user, is_direct=channel == DIRECT)
-    await opened.agent.memory.save(NewMemory(content=content, provenance=provenance, subject=subject))
+    saved = await opened.agent.memory.save(NewMemory(content=content, provenance=provenance, subject=subject))
+    return saved.memory.id
 
 
 async def say_in_room(opened: Opened, author: str, text: str, **fields: Any) -> Accepted:
@@ -68,11 +70,14 @@ async def talk(opened: Opened) -> None:
     await opened.said(3, ROOM)
     await opened.say("Ann", "Between us: I fear the Vrondelak", conversation=DIRECT)
     await opened.said(1, DIRECT)
-    await remember(opened, "Ann has a dog called Xylocarp", user="ann", channel=ROOM)
+    dog = await remember(opened, "Ann has a dog called Xylocarp", user="ann", channel=ROOM)
     await remember(opened, "Ann fears the Vrondelak", user="ann", channel=DIRECT)
     await remember(opened, "Ann's brother drives a Mizzenquat", user="ben", channel=ROOM, subject=ANN)
     await remember(opened, "Ben lives in Oakenshire", user="ben", channel=ROOM)
     memoranda = opened.agent._parts.memoranda
+    curation = CurationLog(opened.agent._forgetting._database, Clock())
+    await curation.add("bulletin_generated", "a bulletin", bulletin_text="Of a Xylocarp", memory_ids=[dog])
+    await curation.add("memory_pruned", "something of Ben's was pruned", memory_id="no id of hers")
     await memoranda.record_summary(
         ROOM, first_seq=1, last_seq=2, kind=SummaryKind.BACKGROUND, content="Xylocarp is a dog"
     )
@@ -113,7 +118,7 @@ async def test_nothing_of_a_person_is_left_in_any_file(clock: MockClock, tmp_pat
 
     assert (before.memories, before.messages, before.conversations, before.rooms) == (3, 2, 1, 1)
     assert (done.memories, done.messages, done.replies, done.runs, done.summaries) == (3, 2, 3, 1, 1)
-    assert done.log_lines == 1
+    assert (done.log_lines, done.events) == (1, 1)
     assert (again.memories, again.messages, again.replies) == (0, 0, 0)
     assert [hit.memory.content for hit in left.hits] == ["Ben lives in Oakenshire"]
     assert [row.seq for row in history] == list(range(1, len(history) + 1))

@@ -420,6 +420,27 @@ async def test_nothing_scrolls_sideways_on_a_phone_in_the_dark(tmp_path: Path) -
     await walk(tmp_path, world, steps, width=360)
 
 
+async def test_a_token_is_asked_for_once(tmp_path: Path) -> None:
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path, token="right") as (program, url):
+            page = Page(browser, url)
+            await learn(program, "The kettle is new")
+
+            def steps() -> None:
+                browser.driver.get(f"{url}/memory")
+                page.browser.wait(lambda: browser.find("#login[open]"), "the dialog")
+                box = page.one("#token")
+                box.send_keys("wrong\n")
+                page.wait_text("#login-error", "not accepted")
+                box.send_keys("right\n")
+                page.wait_rows(["The kettle is new"])
+                browser.driver.refresh()
+                page.wait_rows(["The kettle is new"])
+                assert not browser.find("#login[open]")
+
+            await drive(steps)
+
+
 async def test_a_failure_is_told_and_the_page_goes_on(tmp_path: Path) -> None:
     with open_browser(tmp_path) as browser:
         async with serve(tmp_path) as (program, url):

@@ -20,6 +20,8 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the program does, which imports numpy later than this
+
 import numpy as np
 import trio
 from numpy.typing import NDArray
@@ -42,7 +44,7 @@ WORDS = [
 ]
 WORDS = [first + second for first in WORDS for second in WORDS[::9]]
 WEIGHTS = [1 / (rank + 20) for rank in range(len(WORDS))]  # about as uneven as words without stop words
-SOME = ["the", "we", "they", "has", "been", "asked", "about", "with", "before", "after", "because", "green", "week"]
+SOME = ["the", "we", "they", "has", "been", "about", "with", "before", "after", "because", "until", "from", "which"]
 ROOM = Provenance(channel_id="bench:room", user_id="ann")
 QUESTIONS = 100
 BASE = 2000  # sentences embedded in earnest

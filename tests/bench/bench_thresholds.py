@@ -13,12 +13,12 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from spacebot.memory.comparison import Difference, differences
+from spacebot.memory.comparison import Difference, differences, says_less
 from spacebot.memory.embedding import OnnxEmbedder
 from spacebot.memory.linking import DUPLICATE, RELATED, UPDATES
 from tests.memory.labelled_pairs import HELD_OUT, PAIRS, Pair, Verdict
 
-Guard = Callable[[frozenset[Difference]], bool]
+Guard = Callable[[Pair], bool]
 
 FLOOR = 0.97  # precision below which a cut is no use
 CUTS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -28,16 +28,16 @@ MERGED = frozenset({Verdict.SAME})
 NO_UPDATE = frozenset({Difference.SUBJECT, Difference.NAME, Difference.NEGATION})
 
 
-def anything(_: frozenset[Difference]) -> bool:
+def anything(_: Pair) -> bool:
     return True
 
 
-def same_thing(found: frozenset[Difference]) -> bool:
-    return not found & NO_UPDATE
+def same_thing(pair: Pair) -> bool:
+    return not differences(pair.older, pair.newer) & NO_UPDATE and not says_less(pair.newer, pair.older)
 
 
-def same_words(found: frozenset[Difference]) -> bool:
-    return not found - {Difference.DETAIL}
+def same_words(pair: Pair) -> bool:
+    return not differences(pair.older, pair.newer) - {Difference.DETAIL}
 
 
 def table(
@@ -48,9 +48,7 @@ def table(
     guard: Guard,
     cuts: Sequence[float] = CUTS,
 ) -> None:
-    rows = [
-        (pair, score, guard(differences(pair.older, pair.newer))) for pair, score in zip(pairs, scores, strict=True)
-    ]
+    rows = [(pair, score, guard(pair)) for pair, score in zip(pairs, scores, strict=True)]
     total = sum(pair.verdict in wanted for pair in pairs)
     best: tuple[float, float] | None = None
     for cut in cuts:

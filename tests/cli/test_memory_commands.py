@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from spacebot.cli import main as cli
-from spacebot.cli.liveness import lock_holder
+from spacebot.cli.liveness import hold_instance, lock_holder
 from tests.cli.conftest import Instance
 
 UNKNOWN = "123e4567-e89b-42d3-a456-426614174000"
@@ -218,15 +218,9 @@ def test_an_agent_without_memories_is_told_of_and_not_made(instance: Instance) -
 def test_two_never_open_one_store(instance: Instance) -> None:
     """While a command has the store, the program does not start; and a program that does not answer keeps it."""
     instance.run("memory", "add", "one thing")
-    with closing(sqlite3.connect(instance.paths.agent("main").database)) as c:  # a writer that waits keeps it open
-        c.execute("BEGIN IMMEDIATE")
-        with instance.popen("memory", "add", "another thing") as slow:
-            wait_long(lambda: lock_holder(instance.paths))
-            assert "already running" in instance.run("start").stderr
-            assert "already running" in refused(instance, "stats")
-            c.rollback()
-            slow.communicate(timeout=120)
-            assert slow.returncode == 0
+    with hold_instance(instance.paths, is_background=False):  # as a command does that has the store open
+        assert "already running" in instance.run("start").stderr
+        assert "already running" in refused(instance, "stats")
     assert instance.run("start").returncode == 0
     os.kill(instance.pid, signal.SIGSTOP)
     try:

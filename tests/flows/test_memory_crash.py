@@ -21,10 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("SPACEBOT_KILLS", "6"))  # a life costs two seconds; the figure is taken with 30
 
 
-def live_until_killed(folder: Path, seed: int) -> list[list[str]]:
-    """Run the load and kill it some deeds after a random number of upkeep passes; returns what was acknowledged."""
-    source = random.Random(seed)
-    passes, more = source.choice((0, 1, 1, 2, 3)), source.randrange(1, 40)
+def live_until_killed(folder: Path, seed: int, *, is_last: bool) -> list[list[str]]:
+    """Run the load and kill it after a random number of acknowledged deeds, the last one after an upkeep pass."""
+    more = random.Random(seed).randrange(5, 150)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.flows.memory_load", str(folder), str(seed)], cwd=ROOT, stdout=subprocess.PIPE
     )
@@ -34,9 +33,7 @@ def live_until_killed(folder: Path, seed: int) -> list[list[str]]:
         for line in process.stdout:
             if line.endswith(b"\n"):
                 lines.append(json.loads(line))
-            passes -= lines[-1:] != [] and lines[-1][0] == "kept"
-            more -= passes <= 0
-            if more == 0:
+            if lines[-1][0] == "kept" if is_last else len(lines) == more:
                 process.kill()
     assert process.returncode == -9, "the load ended by itself"
     return lines
@@ -82,7 +79,7 @@ async def check_table(folder: Path) -> None:
 async def test_kills_lose_nothing_and_leave_store_and_table_in_agreement(tmp_path: Path) -> None:
     deeds: list[list[str]] = []
     for seed in range(KILLS):
-        deeds += live_until_killed(tmp_path, seed)
+        deeds += live_until_killed(tmp_path, seed, is_last=seed == KILLS - 1)
         check_rows(tmp_path, deeds)
     await check_table(tmp_path)
     assert {deed[0] for deed in deeds} >= {"saved", "kept"}

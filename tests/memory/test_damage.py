@@ -1,5 +1,7 @@
 """Whatever is broken on disk or in the library: nothing is lost, recall goes on, and what happened is said."""
 
+import io
+import json
 import os
 import shutil
 import sqlite3
@@ -15,10 +17,12 @@ import pytest
 import trio
 from lancedb.index import HnswSq
 
+from spacebot.base.clock import Clock
 from spacebot.base.errors import StorageError
 from spacebot.base.ids import MemoryId
 from spacebot.memory.index import IndexPolicy
 from spacebot.memory.memory import AgentMemory
+from spacebot.memory.transfer import MemoryTransfer
 from spacebot.memory.types import EVERYTHING, NewMemory, Provenance, Query, Viewer
 from tests.fakes.fake_embedder import FakeEmbedder
 from tests.memory.conftest import OpenMemory
@@ -39,6 +43,16 @@ def in_truth(folder: Path, statement: str, *parameters: object) -> list[tuple[ob
         return rows
     finally:
         connection.close()
+
+
+async def fill_at_once(memory: AgentMemory, count: int, first: int = 0) -> None:
+    """As `fill`, in a few transactions instead of one each."""
+    lines = [
+        json.dumps({"content": f"Box {number} holds item{number}.", "channel_id": "chat:room"})
+        for number in range(first, first + count)
+    ]
+    transfer = MemoryTransfer(memory._database, memory, memory._embedder, Clock())
+    await transfer.import_file(io.BytesIO("\n".join(lines).encode()))
 
 
 async def until_embedded(memory: AgentMemory) -> None:
@@ -76,7 +90,7 @@ async def test_indexes_are_made_once_and_never_to_find_out_whether_they_are_ther
 async def test_a_graph_index_answers_any_wanted_number(open_test_memory: OpenMemory, limit: int) -> None:
     """The library refuses a search that is narrower than what it is asked for, and a scan would answer."""
     async with open_test_memory(index=INDEXED) as memory:
-        await fill(memory, 300)
+        await fill_at_once(memory, 300)
         await engine(memory, "lancedb")
         await memory.flush()
         result = await memory.recall(Query(viewer=ROOM, text="item3 box", limit=limit))
@@ -108,7 +122,7 @@ async def test_the_maintenance_pass_takes_new_rows_into_the_indexes(
     async with open_test_memory(index=policy) as memory:
         await fill(memory, 12)
         await memory.flush()
-        await fill(memory, 300, first=100)
+        await fill_at_once(memory, 300, first=100)
         await memory.flush()
         state = await memory._index.maintain()
         assert (state.rows, state.unindexed >= 300, state.is_optimized) == (312, True, True)
@@ -245,7 +259,9 @@ async def test_another_model_is_taken_over_in_the_background_and_recall_says_so(
         await memory.flush()
     newer = HeldEmbedder(dimensions, name="newer")
     async with open_test_memory(index=SMALL, embedder=newer) as memory:
-        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(30):
+            while memory._index.waiting != 8:
+                await trio.sleep(0.01)
         assert (await memory.stats()).to_embed == 8
         content, legs, notes = await best(memory, "item3 box")
         assert (content, legs) == ("Box 3 holds item3.", ("text",))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trio
+import trio.testing
 
 from spacebot.base.errors import EmbeddingError
 from spacebot.base.paths import bundled_model
@@ -20,7 +21,23 @@ TEXTS = [
 needs_model = pytest.mark.skipif(
     not (bundled_model() / "model.onnx").is_file(), reason="the model is not built: build/model/export.py"
 )
-both = pytest.mark.parametrize("make", [FakeEmbedder, pytest.param(OnnxEmbedder, marks=needs_model)])
+
+
+class RealEmbedder(OnnxEmbedder):
+    """The bundled model; whether its runtime works is found out once for all tests."""
+
+    trials: Path | None = None
+
+    def __init__(self) -> None:
+        super().__init__(verdicts=self.trials)
+
+
+@pytest.fixture(autouse=True)
+def _one_trial(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RealEmbedder, "trials", tmp_path_factory.getbasetemp() / "native.json")
+
+
+both = pytest.mark.parametrize("make", [FakeEmbedder, pytest.param(RealEmbedder, marks=needs_model)])
 
 
 @both
@@ -90,3 +107,33 @@ async def test_a_damaged_model_is_an_embedding_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(EmbeddingError):
         await OnnxEmbedder(tmp_path).embed(["hello"])
+
+
+@needs_model
+async def test_a_question_overtakes_an_import() -> None:
+    embedder = RealEmbedder()
+    many = [f"{text} {number}" for number in range(100) for text in TEXTS]
+    order: list[str] = []
+
+    async def import_them() -> None:
+        await embedder.embed(many)
+        order.append("import")
+
+    await embedder.embed(["warm up"])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(import_them)
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(10):
+            await embedder.embed([f"Where is box {number}?"])
+            order.append("question")
+    assert order == ["question"] * 10 + ["import"]
+
+
+@needs_model
+async def test_a_cancelled_import_leaves_the_embedder_usable() -> None:
+    embedder = RealEmbedder()
+    with trio.move_on_after(0.2):
+        await embedder.embed(["A text of some length, again and again. " * 20] * 500)
+    vectors = await embedder.embed(TEXTS * 3)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
+    assert float(vectors[0] @ vectors[4]) > 0.9999

@@ -491,7 +491,13 @@ async def test_an_idle_store_is_not_written(open_test_memory: OpenMemory, tmp_pa
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"decay_rate": float("nan")}, {"min_age_days": -1}, {"merge_similarity": 2}, {"time_limit_s": float("inf")}],
+    [
+        {"decay_rate": float("nan")},
+        {"min_age_days": -1},
+        {"min_age_days": 1e12},
+        {"merge_similarity": 2},
+        {"time_limit_s": float("inf")},
+    ],
 )
 def test_policies_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(RefusedError):

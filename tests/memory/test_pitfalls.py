@@ -1,5 +1,6 @@
 """Pitfalls of memory spec 20 that no story elsewhere happens to tell."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import lancedb
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from spacebot.base.ids import MemoryId, new_uuid
+from spacebot.config.model import CortexConfig
 from spacebot.memory.matrix import VectorRow
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import Memory, NewAssociation, NewMemory, Provenance, Query, RelationType
@@ -86,6 +89,23 @@ async def test_a_walk_keeps_to_its_hops_and_goes_on_through_some_relations_only(
     assert {"link1", "link2", "version2"} <= set(reached)
     assert not {"link3", "behind2"} & set(reached)
     assert len(reached) == len(set(reached))
+
+
+@pytest.mark.spec("M-P37")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"maintenance_decay_rate": math.nan},
+        {"maintenance_min_age_days": math.inf},
+        {"maintenance_min_age_days": -1},
+        {"maintenance_prune_threshold": 1.1},
+        {"maintenance_interval_secs": math.inf},
+        {"association_similarity_threshold": 0.9, "association_updates_threshold": 0.8},
+    ],
+)
+def test_senseless_numbers_are_refused_when_the_configuration_is_read(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        CortexConfig(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.spec("M-P44")

@@ -60,7 +60,7 @@ async def test_the_calibrated_cuts_keep_their_precision() -> None:
     for held_out, pairs_of_sample, precision in ((False, PAIRS, 0.97), (True, HELD_OUT, 0.85)):
         right = updated[held_out, Verdict.SAME] + updated[held_out, Verdict.NEWER]
         assert right / sum(updated[held_out, verdict] for verdict in Verdict) >= precision, updated
-        assert right >= 0.8 * sum(pair.verdict in (Verdict.SAME, Verdict.NEWER) for pair in pairs_of_sample), updated
+        assert right >= 0.75 * sum(pair.verdict in (Verdict.SAME, Verdict.NEWER) for pair in pairs_of_sample), updated
         together = [pair for pair in pairs_of_sample if pair.verdict is not Verdict.UNRELATED]
         assert sum(linked[held_out, verdict] for verdict in Verdict) >= 0.85 * len(together), linked
         assert linked[held_out, Verdict.UNRELATED] == 0

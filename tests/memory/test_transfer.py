@@ -83,7 +83,7 @@ async def fill(store: Store, count: int) -> None:
             await store.memory.forget(saved.memory.id, 'because "so"')
 
 
-@pytest.mark.spec("P-16")
+@pytest.mark.spec("M-P16")
 async def test_an_export_comes_back_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE", 7)
     monkeypatch.setattr(module, "BATCH", 5)

@@ -189,8 +189,8 @@ async function expand(id) {
 
 async function showGrowth(turn) {
   note("");
-  await showFigures();
-  if (turn !== asked || !history_) return;
+  await showFigures(true);
+  if (turn !== asked) return;
   if (!history_.now.total && !history_.now.forgotten) return teach(false);
   empty();
   const deeds = await get("cortex/events", { agent_id: state.agent, limit: DEEDS });
@@ -207,12 +207,12 @@ async function showGrowth(turn) {
   });
 }
 
-async function showFigures() {
+async function showFigures(isAll = false) {
   try {
     history_ = await get("agents/memories/history", { agent_id: state.agent, days: state.days, utc_offset: -new Date().getTimezoneOffset() });
   } catch (error) {
-    if (error instanceof Unauthorized || history_) throw error;
-    return; // the view itself says what is wrong
+    if (isAll) throw error;
+    return; // the view beside it says what is wrong
   }
   const { now } = history_;
   if (!now.forgotten && state.standing === "forgotten") state.standing = "live";

@@ -20,7 +20,7 @@ const dayName = (day) => DAY.format(new Date(`${day}T00:00:00Z`));
 function ceiling(n) {
   if (n <= 4) return Math.max(1, n);
   const power = 10 ** Math.floor(Math.log10(n));
-  return [1, 2, 2.5, 5, 10].map((step) => step * power).find((value) => value >= n);
+  return [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((value) => value >= n);
 }
 
 const text = (x, y, words, attributes = {}) => svg("text", { x, y, ...attributes }, words);

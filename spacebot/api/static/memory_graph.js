@@ -109,7 +109,7 @@ export class Graph {
 
   // Moves the view so that a memory does not lie below `bottom` (a pixel of the window), where something covers it.
   lift(id, bottom) {
-    const below = (this.whereIs(id)?.y ?? 0) - (bottom - 40);
+    const below = (this.whereIs(id)?.y ?? 0) - (bottom - 70);
     if (below <= 0) return;
     this.isFollowing = false;
     this.view.y -= below;

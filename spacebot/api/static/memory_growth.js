@@ -19,7 +19,7 @@ function drawDeed(event, open) {
     {},
     time(event.created_at),
     el("b", {}, name),
-    el("span", { dir: "auto" }, event.summary),
+    el("span", { dir: "auto" }, event.summary.toLowerCase() === name.toLowerCase() ? "" : event.summary),
     id ? el("button", { type: "button", class: "plain look", onclick: () => open(id) }, "Look") : null,
   );
 }
