@@ -69,6 +69,12 @@ class CortexChat:
         self._node = node
         self._nursery = nursery
         self._running: Node | None = None
+        self._answering: str | None = None
+
+    @property
+    def answering(self) -> str | None:
+        """The thread whose question is being answered, until its answer is written."""
+        return self._answering
 
     @property
     def threads(self) -> CortexThreads:
@@ -108,6 +114,7 @@ class CortexChat:
             raise
         send, receive = trio.open_memory_channel[ChatEvent](EVENTS)
         run = _Run(self._parts, node, thread, text, channel_id, history, send)
+        self._answering = thread
         self._nursery.start_soon(self._supervise, run)
         return thread, receive
 
@@ -120,7 +127,6 @@ class CortexChat:
 
     async def _supervise(self, run: "_Run") -> None:
         async def settle(outcome: Outcome) -> None:
-            self._running = None
             text = scrub(outcome.text)
             is_answer = outcome.is_success
             try:
@@ -128,6 +134,7 @@ class CortexChat:
                 await self._threads.add(run.thread_id, "assistant", kept, tool_calls=run.calls)
             except StorageError as error:
                 log.error("answer of the cortex not written", extra=kv(error=str(error)))
+            self._running = self._answering = None  # now: the next question must see this answer in its thread
             run.tell("done", full_text=text) if is_answer else run.tell("error", message=text)
             run.close()
 

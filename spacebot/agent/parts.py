@@ -12,6 +12,7 @@ from typing import Protocol
 import trio
 
 from spacebot.agent.bulletin import CANDIDATES, Briefing, known_groups
+from spacebot.agent.forgetting import Forgetting
 from spacebot.agent.prompts import Prompts
 from spacebot.base.clock import Clock, parse_zone
 from spacebot.base.errors import ConfigError
@@ -67,6 +68,7 @@ class AgentParts:
     messages: MessageSearch
     memory: AgentMemory
     briefing: Briefing
+    forgetting: Forgetting
     containment: Containment
     probe: Callable[[], Awaitable[Backend]]
     events: EventBus

@@ -15,6 +15,7 @@ from spacebot.tools.compaction import WriteSummary
 from spacebot.tools.contract import Tool
 from spacebot.tools.delegation import ChannelHandle, SpawnWorker
 from spacebot.tools.files import FileTool
+from spacebot.tools.forgetting import ForgetMe
 from spacebot.tools.memory import MemoryDelete, MemoryRecall, MemorySave
 from spacebot.tools.persistence import MemoryPersistenceComplete
 from spacebot.tools.recall_channel import ChannelRecall
@@ -30,6 +31,7 @@ def branch_tools(
         _recall(parts, provenance),
         MemoryDelete(memory=parts.memory, viewer=provenance.viewer),
         ChannelRecall(messages=parts.messages, viewer=provenance.viewer),
+        ForgetMe(desk=parts.forgetting, confirmations=parts.forgetting.confirmations, provenance=provenance),
         SpawnWorker(channel, origin=node),
     )
 

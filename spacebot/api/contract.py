@@ -6,9 +6,11 @@ Floor: api
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from spacebot.agent.cortex import Cortex
 from spacebot.agent.cortex_chat import CortexChat
 from spacebot.agent.forgetting import ForgottenPerson, Traces
 from spacebot.agent.ingestion import Ingestion
+from spacebot.agent.profile import Profile
 from spacebot.base.ids import AgentId
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import Accepted
@@ -65,6 +67,19 @@ class AgentHandle(Protocol):
     @property
     def maintenance_policy(self) -> MaintenancePolicy:
         """How its memory is looked after, as the live configuration has it."""
+        ...
+
+    @property
+    def cortex(self) -> Cortex:
+        """What looks after its memory and processes."""
+        ...
+
+    async def briefing(self) -> str:
+        """The cortex's bulletin as conversations see it now; empty while there is none."""
+        ...
+
+    async def profile(self) -> Profile | None:
+        """The card that the agent shows of itself. Errors: StorageError."""
         ...
 
     @property

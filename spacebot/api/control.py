@@ -24,6 +24,7 @@ import trio
 
 from spacebot import __version__
 from spacebot.api.contract import AgentHandle, Program
+from spacebot.api.cortex import agent_states
 from spacebot.api.memory_control import OPERATIONS, Operation, spooled
 from spacebot.api.sessions import PLATFORM, SessionStream, conversation_of, open_session_stream, process_object
 from spacebot.base.clock import Clock, monotonic_s
@@ -271,6 +272,7 @@ def control_commands(
     handlers = _Commands(program, tree, events, store, run_id, started_at, tuple(urls), clock or Clock())
     return {
         "status": Command(handlers.status),
+        "agent_states": Command(handlers.agent_states),
         "shutdown": Command(handlers.shutdown),
         "restart": Command(handlers.restart),
         "top": Command(handlers.top),
@@ -323,6 +325,9 @@ class _Commands:
             processes={str(kind): counts.get(kind, 0) for kind in NodeKind},
             warnings=list(self._store.warnings),
         )
+
+    async def agent_states(self, request: JsonObject, reply: Reply) -> None:
+        await reply.send("agent_states", agent_states=await agent_states(self._program))
 
     async def shutdown(self, request: JsonObject, reply: Reply) -> None:
         await _try_send(reply, "ok", run_id=self._run_id)

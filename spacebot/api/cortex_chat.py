@@ -57,11 +57,18 @@ class CortexChatRoutes:
 
     async def messages(self, request: Request) -> Response:
         """Messages of a thread in order; without `thread_id` of the latest, or of a fresh empty one."""
-        threads = self._api.agent(request.query_params.get("agent_id")).cortex_chat.threads
+        chat = self._api.agent(request.query_params.get("agent_id")).cortex_chat
+        threads, answering = chat.threads, chat.answering  # read before the messages: an end in between is seen twice
         thread_id = request.query_params.get("thread_id") or await threads.latest() or new_uuid()
         limit = number(request, "limit", PAGE, low=1, high=MAX_PAGE) or PAGE
         found = await threads.messages(thread_id, limit)
-        return JSONResponse({"thread_id": thread_id, "messages": [asdict(message) for message in found]})
+        return JSONResponse(
+            {
+                "thread_id": thread_id,
+                "messages": [asdict(message) for message in found],
+                "answering": answering,  # the thread whose question is being answered
+            }
+        )
 
     async def threads(self, request: Request) -> Response:
         """All threads, the latest first."""

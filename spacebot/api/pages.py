@@ -22,7 +22,7 @@ _TYPES = {
 }
 _VERSION = b"__VERSION__"  # stands in the page after each file name
 FOREVER = "public, max-age=31536000, immutable"
-PAGE, MEMORY_PAGE, EMBED = "index.html", "memory.html", "embed.js"
+PAGE, MEMORY_PAGE, CORTEX_PAGE, EMBED = "index.html", "memory.html", "cortex.html", "embed.js"
 
 
 class PageRoutes:
@@ -39,6 +39,7 @@ class PageRoutes:
         return [
             Route("/", self.page),
             Route("/memory", self.memory_page),
+            Route("/cortex", self.cortex_page),
             Route(f"/{EMBED}", self.embed),
             Route("/static/{name}", self.static),
             Route("/{path:path}", self.other),
@@ -53,6 +54,11 @@ class PageRoutes:
         """What the agent remembers."""
         self._program.note_visitor()
         return self._answer(request, MEMORY_PAGE, "no-cache")
+
+    async def cortex_page(self, request: Request) -> Response:
+        """The owner's console."""
+        self._program.note_visitor()
+        return self._answer(request, CORTEX_PAGE, "no-cache")
 
     async def embed(self, request: Request) -> Response:
         """The script that other sites include; its address must stay."""
@@ -82,5 +88,5 @@ def read_files(folder: Path) -> dict[str, bytes]:
     """Read the page's files; a missing folder gives a page that says so."""
     if not folder.is_dir():
         missing = b"<!doctype html><title>Spacebot</title>The web page is not part of this build."
-        return {PAGE: missing, MEMORY_PAGE: missing, EMBED: b""}
+        return {PAGE: missing, MEMORY_PAGE: missing, CORTEX_PAGE: missing, EMBED: b""}
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in _TYPES}

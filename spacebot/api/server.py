@@ -29,6 +29,7 @@ from starlette.types import ASGIApp
 
 from spacebot.api.channels import ChannelRoutes
 from spacebot.api.contract import Program
+from spacebot.api.cortex import CortexRoutes
 from spacebot.api.cortex_chat import CortexChatRoutes
 from spacebot.api.ingestion import IngestionRoutes
 from spacebot.api.memories import MemoryRoutes
@@ -149,6 +150,7 @@ def build_app(
             *ChannelRoutes(api).routes(),
             *MemoryRoutes(api).routes(),
             *IngestionRoutes(api).routes(),
+            *CortexRoutes(api).routes(),
             *CortexChatRoutes(api).routes(),
             *WebchatRoutes(
                 api, clock or Clock(), is_private=config.is_loopback and not config.allowed_origins

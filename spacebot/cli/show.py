@@ -8,10 +8,11 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from spacebot.base.errors import RefusedError
+from spacebot.base.errors import RefusedError, SpacebotError
 from spacebot.base.paths import InstancePaths
 from spacebot.cli.client import Answer, ask
 from spacebot.cli.liveness import find_daemon
@@ -33,6 +34,8 @@ def show_status(paths: InstancePaths, *, as_json: bool) -> int:
         answer: dict[str, Any] = {"running": daemon is not None, "instance": str(paths.root)}
         if daemon is not None:
             answer |= {"pid": daemon.pid, "responding": daemon.status is not None} | (daemon.status or {})
+            if daemon.status is not None:
+                answer["agent_states"] = _agent_states(paths)
         answer.pop("result", None)
         print(json.dumps(answer))
     elif daemon is None:
@@ -41,6 +44,7 @@ def show_status(paths: InstancePaths, *, as_json: bool) -> int:
         print(f"spacebot does not answer (pid {daemon.pid}); it may be starting or stopping", file=sys.stderr)
     else:
         _print_status(daemon.status)
+        _print_agent_states(_agent_states(paths))
     return 0 if daemon is not None and daemon.status is not None else 1
 
 
@@ -61,8 +65,62 @@ def _print_status(status: Answer) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
+def _agent_states(paths: InstancePaths) -> dict[str, Any]:
+    """What each agent's memory and cortex are doing; nothing when that cannot be had now."""
+    try:
+        states: dict[str, Any] = ask(paths, "agent_states")["agent_states"]
+    except SpacebotError as error:
+        print(f"warning: the state of the agents is not known: {error}", file=sys.stderr)
+        return {}
+    return states
+
+
+def _print_agent_states(states: Mapping[str, Any]) -> None:
+    for agent_id, state in states.items():
+        if (problem := state.get("problem")) is not None:
+            print(f"warning: state of agent {agent_id}: {problem}", file=sys.stderr)
+            continue
+        for name, words in (("memory", _memory_words(state)), ("documents", _document_words(state["ingestion"]))):
+            if words:
+                of_agent = f"{agent_id}: " if len(states) > 1 else ""
+                print(f"{name + ':':11}{of_agent}{'; '.join(words)}")
+        if (problem := state["memory"]["problem"]) is not None:
+            print(f"warning: memory of {agent_id}: {problem}", file=sys.stderr)
+
+
+def _memory_words(state: Mapping[str, Any]) -> list[str]:
+    memory, bulletin = state["memory"], state["bulletin"]
+    words = []
+    if memory["total"]:
+        waiting = f", {memory['to_embed']} to embed" if memory["to_embed"] else ""
+        words.append(f"{memory['total']} {_plural('memory', memory['total'])}, search {memory['engine']}{waiting}")
+    if bulletin["generated_at"]:
+        shown = "" if bulletin["is_shown"] else ", withdrawn until the next"
+        words.append(f"bulletin of {bulletin['generated_at'][:16].replace('T', ' ')} UTC{shown}")
+    paused = [name for name, duty in state["duties"].items() if duty["is_paused"]]
+    if paused:
+        words.append(f"paused after failures: {', '.join(paused)}")
+    return words
+
+
+def _document_words(ingestion: Mapping[str, Any]) -> list[str]:
+    words = []
+    if ingestion["status"] == "reading":
+        part = min(ingestion["chunk"] + 1, ingestion["total"])
+        words.append(f"reading {_one_line(ingestion['filename'], 60)} (part {part} of {ingestion['total']})")
+    if ingestion["status"] == "paused":
+        words.append(f"paused: {_one_line(ingestion['reason'])}")
+    if ingestion["waiting"]:
+        words.append(f"{ingestion['waiting']} waiting")
+    if ingestion["quarantined"]:
+        words.append(f"{ingestion['quarantined']} set aside")
+    return words
+
+
 def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}es" if word.endswith("ch") else f"{word}s"
+    if count == 1:
+        return word
+    return f"{word}es" if word.endswith("ch") else f"{word[:-1]}ies" if word.endswith("ry") else f"{word}s"
 
 
 def show_recent(paths: InstancePaths, *, as_json: bool) -> int:

@@ -11,11 +11,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from spacebot.base.clock import from_text
 from spacebot.base.ids import MemoryId
 from spacebot.memory.question import Question, term_expression
 from spacebot.memory.ranking import AFTER, BEFORE, Candidate, people_of
-from spacebot.memory.store import LIVE, VISIBLE, scope, updated, walk
+from spacebot.memory.store import LIVE, VISIBLE, scope, walk
 from spacebot.memory.types import MemoryType, Viewer
 from spacebot.memory.words import fold, stem
 from spacebot.storage.database import Connection, Row
@@ -50,11 +49,10 @@ _BEGINNING = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
-    """All candidates of a search by id, and which of them have a newer version."""
+    """All candidates of a search by id."""
 
     candidates: Mapping[MemoryId, Candidate]
     walked: tuple[MemoryId, ...]  # best first, without the starting points
-    updated: frozenset[MemoryId]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,16 +141,17 @@ def gather(
     for key in walked:
         candidates[key].walk = walks[key]
         candidates[key].found.append("graph")
-    return Gathered(candidates=candidates, walked=walked, updated=updated(connection, list(candidates), viewer))
+    return Gathered(candidates=candidates, walked=walked)
 
 
 def _candidate(row: Row) -> Candidate:
     return Candidate(
         id=MemoryId(row["id"]),
         content=row["content"],
+        said_at=row["created_at"],
+        importance=row["importance"],
         conversation=(row["channel_id"], row["is_private"], row["owner"]),
         place=row["place"],
-        created_at=from_text(row["created_at"]),
-        importance=row["importance"],
-        people=people_of(row["content"], row["source"], (row["subject"],)),
+        source=row["source"],
+        subject=row["subject"],
     )

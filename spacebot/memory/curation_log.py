@@ -42,11 +42,12 @@ class CurationLog:
     async def page(
         self, *, limit: int, offset: int = 0, event_type: str | None = None
     ) -> tuple[list[CurationEvent], int]:
-        """Newest first, and how many there are in all."""
-        parameters = {"type": event_type, "limit": limit, "offset": offset}
+        """Newest first, and how many there are in all; `event_type` may name several, separated by commas."""
+        types = json.dumps(event_type.split(",")) if event_type is not None else None
+        parameters = {"types": types, "limit": limit, "offset": offset}
 
         def read(connection: Connection) -> tuple[list[CurationEvent], int]:
-            where = "WHERE :type IS NULL OR event_type = :type"
+            where = "WHERE :types IS NULL OR event_type IN (SELECT value FROM json_each(:types))"
             rows = connection.execute(
                 f"SELECT * FROM cortex_events {where} ORDER BY seq DESC LIMIT :limit OFFSET :offset", parameters
             ).fetchall()

@@ -4,7 +4,7 @@ A line written by hand needs `content` alone. Everything else has the default th
 field, type or relation is an error, because a misspelt one would be lost without a word.
 
 Flow:    row -> memory_text, edge_text ; bytes -> parse_line -> Header, MemoryLine or EdgeLine
-Floor:   memory; may import base
+Floor:   memory; may import base, storage
 Source:  memory spec 1.1, 2.1, 5 and pitfall P-16
 """
 

@@ -161,7 +161,7 @@ def spans_of(text: str, today: date) -> list[Span]:
 
 
 def _span(parts: dict[str, str | None]) -> Span | None:
-    year = int(parts["y"]) if parts.get("y") else None
+    year = int(text) if (text := parts.get("y")) else None
     if parts.get("s"):
         first, last = _SEASONS[str(parts["s"]).lower()]
         return Span(year, (first, 1), (last, 31))
@@ -171,7 +171,7 @@ def _span(parts: dict[str, str | None]) -> Span | None:
         return Span(year, (month, 1), (month, 31))
     day = int(str(parts["d"]))
     try:
-        date(year or 2000, month, day)
+        date(2000 if year is None else year, month, day)
     except ValueError:
         return None
     return Span(year, (month, day), (month, day))

@@ -19,16 +19,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
+from spacebot.base.clock import from_text
 from spacebot.base.ids import MemoryId
 from spacebot.memory.question import Question
 from spacebot.memory.words import STOP_STEMS, WORD, fold, stems
 
 RRF_K = 10  # measured on LoCoMo: evidence recall@10 .678 against .654 with the usual 60
 BEFORE, AFTER = 3, 2  # neighbours; one before and one after cost 0.5 points, four and three 0.5
-SHORTLIST = 150  # candidates whose words are looked at
+SHORTLIST = 100  # candidates whose words are looked at
 SEEDS = 30  # whose neighbours become candidates
 DIVERSITY = 0.1  # what each memory taken from a talk costs the others of it; the best reaches about 12
 DIVERSE = 40  # places within which that is done
+_STEPS = (*range(-BEFORE, 0), *range(1, AFTER + 1))
 SPEAKER_BOOST, DATE_BOOST = 1.25, 1.3  # with fusion by rank
 _NAME = re.compile(r"[^\W\d_][\w.'\u2019-]*(?: [^\W\d_][\w.'\u2019-]*){0,2}")
 _SPEAKER = re.compile(rf"({_NAME.pattern}):\s")
@@ -70,20 +72,35 @@ class Candidate:
 
     id: MemoryId
     content: str
-    created_at: datetime
+    said_at: str  # moment in the form that rows keep
     importance: float = 0.5
     conversation: tuple[object, ...] = ()  # who may see it, and where it was said; neighbours share it
     place: int | None = None  # number within the conversation
-    people: frozenset[str] = frozenset()  # folded words of who said it, whom it is about
+    source: str | None = None
+    subject: str | None = None
     bm25: float = 0.0  # 0: not found by words
     cosine: float | None = None  # None: not found by meaning
     walk: float = 0.0  # 0: not found by links
     found: list[str] = field(default_factory=list)  # names of the searches
 
     @property
+    def created_at(self) -> datetime:
+        return from_text(self.said_at)
+
+    @property
     def day(self) -> date:
         """In UTC."""
-        return self.created_at.date()
+        return date.fromisoformat(self.said_at[:10])
+
+    @property
+    def talk(self) -> tuple[object, ...]:
+        """What was said in one conversation on one day."""
+        return (self.said_at[:10], *self.conversation)
+
+    @property
+    def people(self) -> frozenset[str]:
+        """Folded words of who said it, whom it is about."""
+        return people_of(self.content, self.source, (self.subject,))
 
 
 def people_of(content: str, source: str | None, ids: Iterable[str | None] = ()) -> frozenset[str]:
@@ -153,19 +170,24 @@ class Surroundings:
         self.base = {key: self.words[key] + self.meaning[key] for key in self.words}
         if spread == 0 and cosines:  # a single one found by meaning, or all alike
             self.meaning = {c.id: float(c.cosine is not None) for c in self.candidates}
-        self._by_place = {
-            (c.conversation, c.day, c.place): c for c in self.candidates if uses_neighbours and c.place is not None
-        }
+        self.talks = {c.id: c.talk for c in self.candidates}
+        places = {(self.talks[c.id], c.place): c for c in self.candidates if uses_neighbours and c.place is not None}
+        self._before: dict[MemoryId, Candidate] = {}
+        self._around: dict[MemoryId, list[Candidate]] = {c.id: [] for c in self.candidates}
+        for (talk, place), candidate in places.items():
+            for step in _STEPS:
+                if (near := places.get((talk, (place or 0) + step))) is not None:
+                    self._around[candidate.id].append(near)
+                    if step == -1:
+                        self._before[candidate.id] = near
 
     def around(self, candidate: Candidate) -> list[Candidate]:
         """The known neighbours."""
-        return [near for step in _STEPS if (near := self.beside(candidate, step)) is not None]
+        return self._around[candidate.id]
 
-    def beside(self, candidate: Candidate, step: int) -> Candidate | None:
-        """The known neighbour so many places later."""
-        if candidate.place is None:
-            return None
-        return self._by_place.get((candidate.conversation, candidate.day, candidate.place + step))
+    def before(self, candidate: Candidate) -> Candidate | None:
+        """The one just before, if it is known."""
+        return self._before.get(candidate.id)
 
     def shortlist(self, limit: int) -> list[Candidate]:
         """The most promising by scores alone, ties by id; what a walk found always stays."""
@@ -177,9 +199,6 @@ class Surroundings:
             promise[candidate.id] = self.base[candidate.id] + words / 4 + meaning / (1 + len(near)) + candidate.walk
         ordered = sorted(self.candidates, key=lambda c: (-promise[c.id], c.id))
         return ordered[:limit] + [c for c in ordered[limit:] if c.walk]
-
-
-_STEPS = (*range(-BEFORE, 0), *range(1, AFTER + 1))
 
 
 def score(
@@ -207,7 +226,7 @@ def features(
     known = {key: stems(candidate.content) for key, candidate in texts.items()}
     talks: dict[tuple[object, ...], float] = defaultdict(float)
     for candidate in listed:
-        talk = (candidate.conversation, candidate.day)
+        talk = surroundings.talks[candidate.id]
         talks[talk] = max(talks[talk], surroundings.base[candidate.id])
     total = sum(rarity.values()) or 1.0
     full_walk = max((candidate.walk for candidate in listed), default=0.0) or 1.0
@@ -216,7 +235,7 @@ def features(
         key = candidate.id
         near = surroundings.around(candidate)
         together = known[key].union(*(known[other.id] for other in near))
-        before = surroundings.beside(candidate, -1)
+        before = surroundings.before(candidate)
         cosines = [surroundings.cosines[key], *(surroundings.cosines[other.id] for other in near)]
         result[key] = {
             "words": surroundings.words[key],
@@ -224,7 +243,7 @@ def features(
             "cosine": surroundings.cosines[key],
             "around": sum(cosines) / len(cosines),
             "coverage": sum(weight for stem, weight in rarity.items() if stem in together) / total,
-            "talk": talks[candidate.conversation, candidate.day] / 2,
+            "talk": talks[surroundings.talks[key]] / 2,
             "answers": surroundings.base[before.id] / 2 if before and before.content.rstrip().endswith("?") else 0.0,
             **_people(question, candidate),
             **_date_features(question, candidate),
@@ -257,8 +276,8 @@ def rarity_of(counts: Mapping[str, int], total: int) -> dict[str, float]:
 
 def _is_by(candidate: Candidate, name: str) -> bool:
     """Said by this person; a text that nobody said is by whom it names."""
-    folded = fold(name)
-    return folded in candidate.people if candidate.people else folded in WORD.findall(fold(candidate.content))
+    folded, people = fold(name), candidate.people
+    return folded in people if people else folded in WORD.findall(fold(candidate.content))
 
 
 def _people(question: Question, candidate: Candidate) -> dict[str, float]:
@@ -271,7 +290,10 @@ def _people(question: Question, candidate: Candidate) -> dict[str, float]:
 
 def fits_date(question: Question, candidate: Candidate) -> float:
     """How well the memory's day fits the days that the question names, 0 to 1."""
-    return max((span.fits(candidate.day) for span in question.spans), default=0.0)
+    if not question.spans:
+        return 0.0
+    day = candidate.day
+    return max(span.fits(day) for span in question.spans)
 
 
 def _date_features(question: Question, candidate: Candidate) -> dict[str, float]:

@@ -28,7 +28,7 @@ from spacebot.memory.embedding import Embedder
 from spacebot.memory.index import VectorIndex
 from spacebot.memory.question import MAX_TERMS, Question, match_expression, read, terms_of
 from spacebot.memory.ranking import RRF_K, Candidate, Surroundings, Weights, fuse
-from spacebot.memory.store import load
+from spacebot.memory.store import load, updated
 from spacebot.memory.types import Hit, Memory, Query, RecallResult
 from spacebot.memory.words import fold, stem, stems
 from spacebot.storage.database import Database
@@ -171,8 +171,8 @@ class Searcher:
     ) -> RecallResult:
         known = () if words is None else words.candidates
         legs = {"vector": list(near), "text": [candidate.id for candidate in known]}
-        first = fuse(list(legs.values()), k=self.policy.rrf_k)
-        best = sorted(first, key=lambda key: (-first[key], key))
+        fused = fuse(list(legs.values()), k=self.policy.rrf_k)
+        best = sorted(fused, key=lambda key: (-fused[key], key))
         limit = max(self.policy.candidates, 2 * query.limit)
         gathered = await self.database.read(
             partial(
@@ -192,9 +192,11 @@ class Searcher:
         else:
             scores = self._by_score(question, words, gathered)
         candidates = gathered.candidates
-        adjusted = adjust(scores, candidates, gathered.updated, now)
+        first = in_order(scores, candidates)[: ranking.DIVERSE + query.limit]
+        outdated = await self.database.read(partial(updated, ids=first, viewer=query.viewer))
+        adjusted = adjust(scores, candidates, outdated, now)
         if self.policy.talks and self.policy.fusion is Fusion.LINEAR:
-            talks = {key: (candidate.conversation, candidate.day) for key, candidate in candidates.items()}
+            talks = {key: candidates[key].talk for key in adjusted}
             step = ranking.DIVERSITY / FULL_SCORE
             adjusted = ranking.spread_out(in_order(adjusted, candidates), adjusted, talks, step)
         ordered = in_order(adjusted, candidates, query.min_score)

@@ -16,7 +16,7 @@ from spacebot.storage.database import Connection, Row
 from spacebot.storage.settings import write_settings
 
 SCORE_CHUNK = 500  # rows read at once; writing all of them takes about 10 ms
-PRUNE_CHUNK = 25  # about 8 ms, most of it full text
+PRUNE_CHUNK = 15  # about 6 ms, most of it full text
 MERGE_CHUNK = 50  # memories compared between two looks at the cursor
 
 _SCORED_ROWS = (

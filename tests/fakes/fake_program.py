@@ -8,12 +8,14 @@ from typing import Any
 import trio
 
 from spacebot.agent.forgetting import Forgetting, ForgottenPerson, Traces
+from spacebot.agent.ingestion import IngestionState
 from spacebot.base.clock import Clock
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventBus, EventKind, ProcessEvent
 from spacebot.base.ids import AgentId, ConversationId, MessageId, TurnId, new_uuid
 from spacebot.base.paths import package_file
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome, Tree
+from spacebot.conversations.ingestion_log import IngestedFile
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import Accepted, LoggedMessage, TurnState
 from spacebot.memory.maintenance import MaintenancePolicy
@@ -23,6 +25,23 @@ from spacebot.memory.views import MemoryViews
 from spacebot.messaging.messages import InboundMessage, OutboundKind
 from spacebot.storage.database import open_database
 from tests.fakes.fake_embedder import FakeEmbedder
+
+
+class FakeCortex:
+    """A cortex that never did anything."""
+
+    def state(self) -> Mapping[str, Any]:
+        return {"bulletin": {"generated_at": None, "words": 0, "is_shown": False}, "duties": {}}
+
+
+class FakeIngestion:
+    """A drop folder with nothing in it."""
+
+    def state(self) -> IngestionState:
+        return IngestionState(status="idle", folder="ingest")
+
+    async def files(self) -> list[IngestedFile]:
+        return []
 
 
 class FakeAgent:
@@ -42,6 +61,8 @@ class FakeAgent:
         self.memory = memory
         self.memory_views = memory_views
         self.maintenance_policy = MaintenancePolicy()
+        self.cortex = FakeCortex()
+        self.ingestion = FakeIngestion()
         self.transfer: MemoryTransfer
         self.forgetting: Forgetting
         self.events = events

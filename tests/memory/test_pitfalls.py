@@ -11,12 +11,14 @@ import pytest
 from pydantic import ValidationError
 
 from spacebot.base.ids import MemoryId, new_uuid
+from spacebot.base.paths import package_file
 from spacebot.config.model import CortexConfig
 from spacebot.memory.matrix import VectorRow
 from spacebot.memory.memory import AgentMemory
-from spacebot.memory.types import Memory, NewAssociation, NewMemory, Provenance, Query, RelationType
+from spacebot.memory.store import walk
+from spacebot.memory.types import EVERYTHING, Memory, NewAssociation, NewMemory, Provenance, Query, RelationType
 from spacebot.memory.vectors import LanceTable
-from spacebot.storage.database import Database
+from spacebot.storage.database import Database, open_database
 from tests.memory.conftest import OpenMemory
 
 ROOM = Provenance(channel_id="chat:room", user_id="ann")
@@ -72,23 +74,33 @@ async def test_the_end_of_a_long_text_is_found_by_its_words(open_test_memory: Op
 
 
 @pytest.mark.spec("M-P18")
-async def test_a_walk_keeps_to_its_hops_and_goes_on_through_some_relations_only(open_test_memory: OpenMemory) -> None:
+async def test_a_walk_keeps_to_its_hops_and_goes_on_through_some_relations_only(
+    open_test_memory: OpenMemory, tmp_path: Path
+) -> None:
     async with open_test_memory() as memory:
-        chain = [await save(memory, "Zirconium.")]
+        start = await save(memory, "Zirconium.")
+        chain = [start]
         for number in range(1, 4):
-            edge = NewAssociation(target_id=chain[-1].id, weight=0.9)
-            chain.append(await save(memory, f"link{number}", associations=(edge,)))
-        newer = NewAssociation(target_id=chain[0].id, relation_type=RelationType.UPDATES, weight=0.9)
-        chain.append(await save(memory, "version2", associations=(newer,)))
-        behind = NewAssociation(target_id=chain[-1].id, weight=0.9)
-        chain.append(await save(memory, "behind2", associations=(behind,)))
-        for number in range(60):
-            await save(memory, f"zirconium{number} {number}")
-        result = await memory.recall(Query(viewer=ROOM.viewer, text="zirconium", limit=50))
-    reached = [hit.memory.content for hit in result.hits if "graph" in hit.legs]
-    assert {"link1", "link2", "version2"} <= set(reached)
-    assert not {"link3", "behind2"} & set(reached)
-    assert len(reached) == len(set(reached))
+            edge = NewAssociation(target_id=chain[-1].id, weight=0.5)
+            chain.append(await save(memory, f"link{number}", importance=0.8, associations=(edge,)))
+        twice = NewAssociation(target_id=start.id, relation_type=RelationType.PART_OF, weight=0.1)
+        newer = NewAssociation(target_id=start.id, relation_type=RelationType.UPDATES, weight=0.5)
+        version = await save(memory, "version", importance=0.8, associations=(newer, twice))
+        only_newer = NewAssociation(target_id=start.id, relation_type=RelationType.UPDATES, weight=0.4)
+        newest = await save(memory, "newest", importance=0.8, associations=(only_newer,))
+        await save(memory, "behind", associations=(NewAssociation(target_id=newest.id),))
+    async with open_database(tmp_path / "spacebot.db", package_file("storage", "sql")) as database:
+
+        async def scores(depth: int) -> dict[str, float]:
+            return dict(await database.read(lambda connection: walk(connection, [start.id], EVERYTHING, depth)))
+
+        one, two = await scores(1), await scores(2)
+    assert one == {
+        chain[1].id: pytest.approx(0.8 * 0.5),
+        version.id: pytest.approx(0.8 * 0.5 * 1.5),
+        newest.id: pytest.approx(0.8 * 0.4 * 1.5),
+    }
+    assert two == {**one, chain[2].id: pytest.approx(0.8 * 0.5)}
 
 
 @pytest.mark.spec("M-P37")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spacebot.base.clock import to_text
 from spacebot.base.ids import MemoryId
 from spacebot.memory.question import read
 from spacebot.memory.ranking import (
@@ -25,9 +26,8 @@ ROOM = ("chat:room", 0, None)
 
 
 def candidate(key: str, content: str = "text", place: int | None = None, **fields: object) -> Candidate:
-    settings: dict[str, object] = {"conversation": ROOM, "created_at": DAY, **fields}
-    people = people_of(content, None)
-    return Candidate(id=MemoryId(key), content=content, place=place, people=people, **settings)  # type: ignore[arg-type]
+    settings: dict[str, object] = {"conversation": ROOM, "said_at": to_text(DAY), **fields}
+    return Candidate(id=MemoryId(key), content=content, place=place, **settings)  # type: ignore[arg-type]
 
 
 def order(
@@ -50,7 +50,7 @@ def test_the_answer_beside_a_good_question_goes_before_a_stray_sentence() -> Non
 def test_neighbours_are_of_the_same_conversation_and_day() -> None:
     first = candidate("a", place=1)
     other_room = candidate("b", place=2, conversation=("chat:other", 0, None))
-    other_day = candidate("c", place=2, created_at=DAY + timedelta(days=1))
+    other_day = candidate("c", place=2, said_at=to_text(DAY + timedelta(days=1)))
     private = candidate("d", place=2, conversation=("chat:room", 1, "chat:ann"))
     beside = candidate("e", place=2)
     assert Surroundings([first, other_room, other_day, private]).around(first) == []
@@ -61,7 +61,7 @@ def test_neighbours_are_of_the_same_conversation_and_day() -> None:
 def test_the_named_person_and_day_come_first() -> None:
     ann = candidate("a", "Ann: I went sailing.", bm25=1.0)
     bob = candidate("b", "Bob: I went sailing.", bm25=1.0)
-    later = candidate("c", "Bob: I went sailing.", bm25=1.0, created_at=DAY + timedelta(days=90))
+    later = candidate("c", "Bob: I went sailing.", bm25=1.0, said_at=to_text(DAY + timedelta(days=90)))
     assert order("Did Bob sail on 7 May 2023?", [ann, bob, later], ("bob",))[0] == "b"
     question = read("Did Bob sail on 7 May 2023?", date(2026, 1, 1)).about(["bob"])
     factors = boost(question, {c.id: c for c in (ann, bob, later)}, speaker=True, dates=True)

@@ -48,7 +48,7 @@ function headers(extra = {}) {
   return token ? { ...extra, Authorization: `Bearer ${token}` } : extra;
 }
 
-async function request(path, options = {}) {
+export async function request(path, options = {}) {
   const response = await fetch(path, { ...options, headers: headers(options.headers), cache: "no-store" });
   if (response.ok) return response;
   if (response.status === 401) throw new Unauthorized("unauthorized");
@@ -69,6 +69,28 @@ export const send = async (method, path, body) =>
       body: JSON.stringify(body),
     })
   ).json();
+
+// The events of a response, as {name, data}; `alive` hears of every sign of life.
+export async function* eventsOf(response, alive = () => {}) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let buffer = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    alive();
+    buffer += value;
+    const frames = buffer.split("\n\n");
+    buffer = frames.pop();
+    for (const frame of frames) {
+      const fields = {};
+      for (const line of frame.split("\n")) {
+        const colon = line.indexOf(": ");
+        if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 2);
+      }
+      if (fields.event) yield { name: fields.event, data: JSON.parse(fields.data) };
+    }
+  }
+}
 
 export const post = (path, body) => send("POST", path, body);
 
@@ -117,29 +139,17 @@ export function follow({ path = "webchat/events", params, after, on, state, unau
         failures = 0; // a stream without a past sends no greeting: what was missed has to be fetched
         state("online");
       }
-      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-      let buffer = "";
-      for (;;) {
-        const { value, done } = await reader.read();
-        if (done) return;
+      const alive = () => {
         clearTimeout(timer);
         timer = silence();
-        buffer += value;
-        const frames = buffer.split("\n\n");
-        buffer = frames.pop();
-        for (const frame of frames) {
-          const fields = {};
-          for (const line of frame.split("\n")) {
-            const colon = line.indexOf(": ");
-            if (colon > 0) fields[line.slice(0, colon)] = line.slice(colon + 2);
-          }
-          if (!fields.event || isClosed) continue;
-          if (fields.event === "hello") {
-            failures = 0;
-            state("online");
-          }
-          on(fields.event, JSON.parse(fields.data));
+      };
+      for await (const { name, data } of eventsOf(response, alive)) {
+        if (isClosed) continue;
+        if (name === "hello") {
+          failures = 0;
+          state("online");
         }
+        on(name, data);
       }
     } finally {
       clearTimeout(timer);
