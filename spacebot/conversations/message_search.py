@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from spacebot.base.allocator import give_memory_back
-from spacebot.base.clock import Clock, from_text, monotonic_s, to_text
+from spacebot.base.clock import Clock, monotonic_s, to_text
 from spacebot.base.errors import NotFoundError, RefusedError, StorageError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import MemoryId, MessageId
@@ -373,10 +373,11 @@ def judge(
         place: Candidate(
             id=MemoryId(message.id),
             content=message.content[:READ_CHARACTERS],
-            created_at=from_text(message.created_at),
+            said_at=message.created_at,
             conversation=(place.channel_id,),
             place=place.seq,
-            people=frozenset(WORD.findall(fold(f"{message.sender_name or ''} {message.sender_id or ''}"))),
+            source=message.sender_name,
+            subject=message.sender_id,
             bm25=legs.words.get(place, 0.0),
             cosine=legs.meaning.get(place),
         )

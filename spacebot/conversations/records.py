@@ -12,7 +12,6 @@ from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId
 from spacebot.base.tree import NodeState
 from spacebot.messaging.messages import InboundMessage
 
-
 ERASED = "erased"  # kind of a message whose words were erased; its row keeps the numbers without gaps
 
 

@@ -18,7 +18,7 @@ Measured on two cores, 384 numbers a vector, 50 neighbours, one search at a time
 | 10,000 | 0.9, 9 MiB | 7.5 | 18 |
 | 50,000 | 3.8, 42 MiB | | |
 | 100,000 | 7.0, 98 MiB | 6.5, about 400 MiB | 225 |
-| 200,000 | 13.6, 175 MiB | | |
+| 200,000 | 13.6, 175 MiB | 7.5 (.97), about 450 MiB | |
 
 Making the table of 100,000 anew takes 5 s of processor time for the rows and 20 to 24 s for the graph, on both cores.
 

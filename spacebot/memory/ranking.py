@@ -34,11 +34,10 @@ _STEPS = (*range(-BEFORE, 0), *range(1, AFTER + 1))
 SPEAKER_BOOST, DATE_BOOST = 1.25, 1.3  # with fusion by rank
 _NAME = re.compile(r"[^\W\d_][\w.'\u2019-]*(?: [^\W\d_][\w.'\u2019-]*){0,2}")
 _SPEAKER = re.compile(rf"({_NAME.pattern}):\s")
-_TIME = re.compile(
-    r"\b(?:yesterday|today|tonight|tomorrow|ago|last|next|week|weekend|month|year|(?:mon|tues|wednes|thurs|fri|satur|sun)day"
-    r"|recently|soon|since|morning|night|summer|winter|spring|fall|january|february|march|april|may|june|july|august"
-    r"|september|october|november|december)\b",
-    re.IGNORECASE,
+_TIME = stems(
+    "yesterday today tonight tomorrow ago last next week weekend month year monday tuesday wednesday thursday friday "
+    "saturday sunday recently soon since morning night summer winter spring fall january february march april may june "
+    "july august september october november december"
 )
 _PROPER = re.compile(r'(?<=[a-z,] )[A-Z][a-z]+|"')
 
@@ -228,13 +227,15 @@ def features(
     for candidate in listed:
         talk = surroundings.talks[candidate.id]
         talks[talk] = max(talks[talk], surroundings.base[candidate.id])
+    wanted = frozenset(rarity)
+    hits = {key: wanted & words for key, words in known.items()}
     total = sum(rarity.values()) or 1.0
     full_walk = max((candidate.walk for candidate in listed), default=0.0) or 1.0
     result = {}
     for candidate in listed:
         key = candidate.id
         near = surroundings.around(candidate)
-        together = known[key].union(*(known[other.id] for other in near))
+        together = hits[key].union(*(hits[other.id] for other in near))
         before = surroundings.before(candidate)
         cosines = [surroundings.cosines[key], *(surroundings.cosines[other.id] for other in near)]
         result[key] = {
@@ -242,7 +243,7 @@ def features(
             "meaning": surroundings.meaning[key],
             "cosine": surroundings.cosines[key],
             "around": sum(cosines) / len(cosines),
-            "coverage": sum(weight for stem, weight in rarity.items() if stem in together) / total,
+            "coverage": sum(rarity[stem] for stem in sorted(together)) / total,
             "talk": talks[surroundings.talks[key]] / 2,
             "answers": surroundings.base[before.id] / 2 if before and before.content.rstrip().endswith("?") else 0.0,
             **_people(question, candidate),
@@ -276,16 +277,16 @@ def rarity_of(counts: Mapping[str, int], total: int) -> dict[str, float]:
 
 def _is_by(candidate: Candidate, name: str) -> bool:
     """Said by this person; a text that nobody said is by whom it names."""
-    folded, people = fold(name), candidate.people
-    return folded in people if people else folded in WORD.findall(fold(candidate.content))
+    return fold(name) in (candidate.people or WORD.findall(fold(candidate.content)))
 
 
 def _people(question: Question, candidate: Candidate) -> dict[str, float]:
     if not question.names:
         return {}
-    if question.subject and _is_by(candidate, question.subject):
+    people = candidate.people or frozenset(WORD.findall(fold(candidate.content)))
+    if question.subject and fold(question.subject) in people:
         return {"subject" if len(question.names) == 1 else "chosen_subject": 1.0}
-    return {} if any(_is_by(candidate, name) for name in question.names) else {"stranger": 1.0}
+    return {} if any(fold(name) in people for name in question.names) else {"stranger": 1.0}
 
 
 def fits_date(question: Question, candidate: Candidate) -> float:
@@ -307,7 +308,7 @@ def _form(question: Question, candidate: Candidate, words: frozenset[str]) -> di
         text = text[match.end() :]
     values = {"size": math.log1p(len(words - STOP_STEMS)), "question": float(text.rstrip().endswith("?"))}
     if question.asks_when:
-        values["time"] = float(_TIME.search(text) is not None)
+        values["time"] = float(not words.isdisjoint(_TIME))
     if question.asks_name:
         values["proper"] = float(_PROPER.search(text) is not None)
     return values
