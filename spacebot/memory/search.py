@@ -5,7 +5,7 @@ of answer) and by the memories beside it; or, if the policy says so, the ranks o
 else counts. A leg that fails is logged, named in the answer and left out.
 
 Flow:    read question -> who is named -> vector and text legs -> links and neighbours of the best -> score
-         -> adjust -> spread out -> the first ones loaded
+         -> adjust -> spread out -> load the first ones
 Floor:   memory; may import base, storage
 Source:  memory spec 7; measured on LoCoMo: `python -m tests.bench recall`
 """
@@ -28,25 +28,30 @@ from spacebot.memory.embedding import Embedder
 from spacebot.memory.index import VectorIndex
 from spacebot.memory.question import MAX_TERMS, Question, match_expression, read, terms_of
 from spacebot.memory.ranking import RRF_K, Candidate, Surroundings, Weights, fuse
-from spacebot.memory.store import load, updated
+from spacebot.memory.store import load, versions
 from spacebot.memory.types import Hit, Memory, Query, RecallResult
 from spacebot.memory.words import fold, stem, stems
 from spacebot.storage.database import Database
 
 __all__ = [
     "MAX_TERMS", "RRF_K", "Fusion", "SearchPolicy", "Searcher", "adjust", "by_position", "fuse", "match_expression",
+    "newest_first",
     "rank", "terms_of",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
-CANDIDATES = 200  # per leg; 400 found no more, 50 cost a point
+CANDIDATES = 200  # per leg; 400 found no more
 STARTS = 5  # a walk begins at the best of what was found; memory spec 7.3
 DEPTH = 2  # hops
-GRAPH_VOTE = 0.5  # of a full leg: a list ordered by importance must not outvote the two that read the question
+GRAPH_VOTE = 0.1  # of a full leg: a list ordered by importance must not outvote the two that read the question
 RECENCY, RECENCY_HALF_LIFE_DAYS = 0.03, 30.0  # as a tie-break; a stronger preference cost 0.5 to 1.7 points
 IMPORTANCE = 0.05
-OUTDATED = 0.5  # factor of a memory that has a newer version
+OUTDATED = 0.5  # factor of a memory that has a newer version, with fusion by rank
+OUTDATED_SCORE = 0.9  # the same of a score, which also stays below a newer one's that fits as well: 0.5 cost 3 points
+LONGEST_HISTORY = 8  # versions of one thing that are put in order
+JUST_BELOW = 0.999
+ABOUT_EQUAL = 1.15  # a newer version that fits clearly worse speaks of something else
 FULL_SCORE = 25.0  # more than any of 2,800 questions gave a memory (half of them give 12); so scores lie in 0..1
 WHY_WORDS = 6
 WEIGHTS = Weights()
@@ -193,9 +198,12 @@ class Searcher:
             scores = self._by_score(question, words, gathered)
         candidates = gathered.candidates
         first = in_order(scores, candidates)[: ranking.DIVERSE + query.limit]
-        outdated = await self.database.read(partial(updated, ids=first, viewer=query.viewer))
-        adjusted = adjust(scores, candidates, outdated, now)
-        if self.policy.talks and self.policy.fusion is Fusion.LINEAR:
+        pairs = await self.database.read(partial(versions, ids=first, viewer=query.viewer))
+        is_linear = self.policy.fusion is Fusion.LINEAR
+        old = frozenset(older for _, older in pairs)
+        adjusted = adjust(scores, candidates, old, now, outdated=OUTDATED_SCORE if is_linear else OUTDATED)
+        adjusted = newest_first(adjusted, pairs)
+        if self.policy.talks and is_linear:
             talks = {key: candidates[key].talk for key in adjusted}
             step = ranking.DIVERSITY / FULL_SCORE
             adjusted = ranking.spread_out(in_order(adjusted, candidates), adjusted, talks, step)
@@ -229,6 +237,8 @@ def adjust(
     memories: Mapping[MemoryId, Ranked],
     updated: frozenset[MemoryId],
     now: datetime,
+    *,
+    outdated: float = OUTDATED,
 ) -> dict[MemoryId, float]:
     """Prefer recent and important memories slightly, and newer versions clearly; unknown memories drop out."""
     adjusted = {}
@@ -237,8 +247,26 @@ def adjust(
             continue
         age_days = max(0.0, (now - memory.created_at).total_seconds() / 86_400)
         factor = 1 + RECENCY * 2 ** (-age_days / RECENCY_HALF_LIFE_DAYS) + IMPORTANCE * memory.importance
-        adjusted[key] = score * factor * (OUTDATED if key in updated else 1.0)
+        adjusted[key] = score * factor * (outdated if key in updated else 1.0)
     return adjusted
+
+
+def newest_first(scores: Mapping[MemoryId, float], pairs: Sequence[tuple[MemoryId, MemoryId]]) -> dict[MemoryId, float]:
+    """Scores under which an older version does not go before its newer one, if that fits the question about as well.
+
+    Args:
+        pairs: newer, older.
+    """
+    capped = dict(scores)
+    for _ in range(LONGEST_HISTORY):
+        changed = False
+        for newer, older in pairs:
+            most = capped.get(newer, 0.0) * JUST_BELOW
+            if older in capped and most < capped[older] <= most * ABOUT_EQUAL:
+                capped[older], changed = most, True
+        if not changed:
+            break
+    return capped
 
 
 def in_order(

@@ -267,15 +267,15 @@ def walk(connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, dep
     return scores
 
 
-def updated(connection: Connection, ids: Sequence[str], viewer: Viewer) -> frozenset[MemoryId]:
-    """Which memories have a live newer version that the viewer may see."""
+def versions(connection: Connection, ids: Sequence[str], viewer: Viewer) -> list[tuple[MemoryId, MemoryId]]:
+    """Pairs of a live newer version that the viewer may see, and the one of `ids` that it updates."""
     rows = connection.execute(
-        "SELECT DISTINCT a.target_id FROM associations a CROSS JOIN memories m ON m.id = a.source_id "
-        f"WHERE a.relation_type = 'updates' AND a.target_id IN (SELECT value FROM json_each(:ids)) "
-        f"AND {LIVE} AND {VISIBLE}",
+        "SELECT a.source_id, a.target_id FROM associations a CROSS JOIN memories m ON m.id = a.source_id "
+        "WHERE a.relation_type = 'updates' AND a.target_id IN (SELECT value FROM json_each(:ids)) "
+        f"AND {LIVE} AND {VISIBLE} ORDER BY a.target_id, a.source_id",
         {**scope(viewer), "ids": json.dumps(list(ids))},
     )
-    return frozenset(MemoryId(row["target_id"]) for row in rows)
+    return [(MemoryId(row["source_id"]), MemoryId(row["target_id"])) for row in rows]
 
 
 def _to_association(row: Row) -> Association:

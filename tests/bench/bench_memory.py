@@ -4,8 +4,9 @@
 
 Texts are generated sentences of 12 to 25 words. Questions, saves and the import are embedded by the real model; the
 vectors of the stores to search in are mixtures of 2,000 sentences embedded by it, because embedding 100,000 takes ten
-minutes: their neighbourhoods are as dense as real ones, their words are not theirs. Prints one line per figure, wall
-clock and processor time. Not a test: nothing here passes or fails.
+minutes: their neighbourhoods are as dense as real ones, their words are not theirs. The rare words are made
+up, and cost the model about twice the tokens of English ones: 13 ms a text where English takes 7. One line per figure,
+wall clock and processor time. Not a test: nothing here passes or fails.
 """
 
 import argparse

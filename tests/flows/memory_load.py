@@ -23,7 +23,7 @@ from spacebot.memory.types import MemoryType, NewMemory, Provenance
 from spacebot.storage.database import open_database
 from tests.fakes.fake_embedder import FakeEmbedder
 
-EAGER = IndexPolicy(exact_limit=0, flush_after_s=0.02, flush_after_large_s=0.02, optimize_changes=40)
+EAGER = IndexPolicy(exact_limit=0, flush_after_s=0.02, flush_after_large_s=0.02, optimize_changes=40, uses_child=False)
 WORDS = (
     "amber",
     "birch",
@@ -84,7 +84,7 @@ async def save_and_change(memory: AgentMemory, source: random.Random) -> None:
 async def look_after(memory: AgentMemory) -> None:
     while True:
         await memory.associate(AssociationPolicy())
-        report = await memory.maintain(MaintenancePolicy())
+        report = await memory.maintain(MaintenancePolicy(merge_sources=60))
         tell("kept", str(report.merged))
         await trio.sleep(0.01)
 
@@ -98,7 +98,13 @@ async def main(folder: Path, seed: int) -> None:
         )
         memory = await stack.enter_async_context(
             open_memory(
-                database, folder / "lancedb", embedder=FakeEmbedder(), events=EventBus(), agent_id="main", index=EAGER
+                database,
+                folder / "lancedb",
+                embedder=FakeEmbedder(),
+                events=EventBus(),
+                agent_id="main",
+                index=EAGER,
+                verdicts=folder / "native.json",
             )
         )
         async with trio.open_nursery() as nursery:

@@ -23,7 +23,7 @@ KILLS = int(os.environ.get("SPACEBOT_KILLS", "6"))  # a life costs two seconds; 
 
 def live_until_killed(folder: Path, seed: int, *, is_last: bool) -> list[list[str]]:
     """Run the load and kill it after a random number of acknowledged deeds, the last one after an upkeep pass."""
-    more = random.Random(seed).randrange(5, 150)
+    more = random.Random(seed).randrange(5, 120)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.flows.memory_load", str(folder), str(seed)], cwd=ROOT, stdout=subprocess.PIPE
     )
@@ -62,7 +62,13 @@ async def check_table(folder: Path) -> None:
     async with (
         open_database(folder / "spacebot.db", package_file("storage", "sql")) as database,
         open_memory(
-            database, folder / "lancedb", embedder=FakeEmbedder(), events=EventBus(), agent_id="main", index=EAGER
+            database,
+            folder / "lancedb",
+            embedder=FakeEmbedder(),
+            events=EventBus(),
+            agent_id="main",
+            index=EAGER,
+            verdicts=folder / "native.json",
         ) as memory,
     ):
         await memory.warm_up()

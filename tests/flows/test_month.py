@@ -125,6 +125,7 @@ async def examine(opened: Opened) -> list[str]:
 
 async def test_a_month_is_remembered_across_rooms_and_restarts(clock: MockClock, tmp_path: Path) -> None:
     embedder = OnnxEmbedder()
+    await embedder.embed(["loaded before time moves"])
     async with open_test_agent(tmp_path, Clerk().model(), embedder=embedder, patience_s=120) as opened:
         count = await play(opened, said(START, chatter=CHATTER))
         assert count > DAYS * CHATTER * 4

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spacebot.base.ids import MemoryId
-from spacebot.memory.search import MAX_TERMS, adjust, fuse, match_expression, rank, terms_of
+from spacebot.memory.search import MAX_TERMS, adjust, fuse, match_expression, newest_first, rank, terms_of
 from spacebot.memory.types import Memory, MemoryType
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -94,6 +94,20 @@ def test_a_newer_version_goes_before_the_older_one() -> None:
     memories = {MemoryId(c): memory(c) for c in "ab"}
     scores = adjust(fuse([["a", "b"], ["a", "b"]]), memories, frozenset({MemoryId("a")}), NOW)
     assert scores[MemoryId("b")] > scores[MemoryId("a")]
+
+
+@given(
+    st.dictionaries(st.sampled_from([MemoryId(c) for c in "abcdef"]), st.floats(0, 1)),
+    st.lists(st.tuples(*[st.sampled_from([MemoryId(c) for c in "abcdef"])] * 2), max_size=6),
+)
+def test_no_older_version_goes_before_its_newer_one(
+    scores: dict[MemoryId, float], pairs: list[tuple[MemoryId, MemoryId]]
+) -> None:
+    history = [(newer, older) for newer, older in pairs if newer < older]  # no circles
+    capped = newest_first(scores, history)
+    assert capped.keys() == scores.keys()
+    assert all(capped[key] <= scores[key] for key in scores)
+    assert all(capped[a] >= capped[b] or capped[b] > 1.1 * capped[a] for a, b in history if a in capped and b in capped)
 
 
 def test_age_and_importance_only_break_near_ties() -> None:

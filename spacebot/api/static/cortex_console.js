@@ -34,13 +34,13 @@ export class Console {
   async open() {
     this.live?.abort();
     this.live = null;
+    const [agent, last] = [this.agent(), store.get(this.key())];
     this.reset(null);
-    const agent = this.agent();
     await Promise.all([this.loadThreads(), this.loadChannels()]);
     if (agent !== this.agent()) return;
-    const last = store.get(this.key());
     const known = last === NEW || this.threads.some((thread) => thread.id === last);
     this.reset(known ? (last === NEW ? null : last) : (this.threads[0]?.id ?? null));
+    this.keep();
     this.listThreads();
     await this.refresh();
     this.toBottom();
@@ -49,6 +49,7 @@ export class Console {
   async show(threadId) {
     this.closeDrawer();
     this.reset(threadId);
+    this.keep();
     this.listThreads();
     await this.refresh().catch((error) => this.tell(error.message));
     this.toBottom();
@@ -64,9 +65,13 @@ export class Console {
     return `spacebot.cortex.${this.agent()}`;
   }
 
+  // A reload shows the same thread.
+  keep() {
+    store.set(this.key(), this.threadId ?? NEW);
+  }
+
   reset(threadId) {
     this.threadId = threadId;
-    store.set(this.key(), threadId ?? NEW);
     this.shown.clear();
     $("log").replaceChildren();
     $("log").setAttribute("aria-busy", "true"); // a screen reader need not read the past aloud
@@ -86,6 +91,9 @@ export class Console {
   }
 
   listThreads() {
+    const drawn = JSON.stringify([this.threads, this.threadId, this.answering]);
+    if (this.drawn === drawn) return; // with its focus
+    this.drawn = drawn;
     $("thread-list").replaceChildren(
       ...this.threads.map((thread) =>
         el(
@@ -271,7 +279,7 @@ export class Console {
       live.isKept = true;
       if (isHere && this.threadId === null) {
         this.threadId = data.thread_id;
-        store.set(this.key(), data.thread_id);
+        this.keep();
       }
       await this.refresh().catch(() => {});
     } else live.on(name, data);
