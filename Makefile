@@ -2,7 +2,7 @@
 #
 #   run     start in the foreground with the web chat      test    the test suite
 #   check   format, lint, types, import floors             exe     dist/spacebot, one file
-#   bench   print the figures                              clean   remove what was built here
+#   bench   print the figures (DATA=LoCoMo's file)         clean   remove what was built here
 
 PYTHON ?= python3
 VENV   := .venv
@@ -34,6 +34,11 @@ smoke: exe
 
 bench: venv model
 	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench memory
+	@$(BIN)/python -m tests.bench thresholds
+	@$(BIN)/python -m tests.bench kills
+	@if [ -n "$(DATA)" ]; then $(BIN)/python -m tests.bench recall --data "$(DATA)"; \
+	else echo "recall: not measured; name LoCoMo's file: make bench DATA=…/locomo10.json"; fi
 
 venv: $(BIN)/.ready
 

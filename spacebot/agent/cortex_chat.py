@@ -104,17 +104,16 @@ class CortexChat:
             raise BusyError("a question is being answered already; wait for it or cancel it")
         thread = thread_id or new_uuid()
         node = self._parts.tree.add(NodeKind.CORTEX, f"chat: {preview(text, 80)}", parent=self._node)
-        self._running = node
+        self._running, self._answering = node, thread
         try:
             history = await self._threads.messages(thread, HISTORY)
             await self._threads.add(thread, "user", text, channel_context=channel_id)
         except BaseException:
-            self._running = None
+            self._running = self._answering = None
             self._parts.tree.remove(node)
             raise
         send, receive = trio.open_memory_channel[ChatEvent](EVENTS)
         run = _Run(self._parts, node, thread, text, channel_id, history, send)
-        self._answering = thread
         self._nursery.start_soon(self._supervise, run)
         return thread, receive
 

@@ -272,7 +272,7 @@ def control_commands(
     handlers = _Commands(program, tree, events, store, run_id, started_at, tuple(urls), clock or Clock())
     return {
         "status": Command(handlers.status),
-        "agent_states": Command(handlers.agent_states),
+        "state": Command(handlers.state),
         "shutdown": Command(handlers.shutdown),
         "restart": Command(handlers.restart),
         "top": Command(handlers.top),
@@ -326,8 +326,8 @@ class _Commands:
             warnings=list(self._store.warnings),
         )
 
-    async def agent_states(self, request: JsonObject, reply: Reply) -> None:
-        await reply.send("agent_states", agent_states=await agent_states(self._program))
+    async def state(self, request: JsonObject, reply: Reply) -> None:
+        await reply.send("state", agent_states=await agent_states(self._program))
 
     async def shutdown(self, request: JsonObject, reply: Reply) -> None:
         await _try_send(reply, "ok", run_id=self._run_id)

@@ -1,6 +1,6 @@
 """What an agent's cortex and memory are doing: for the owner's console and for `spacebot status`.
 
-Flow:    agent -> agent_state -> GET /api/cortex/state, control command `agent_states`
+Flow:    agent -> agent_state -> GET /api/cortex/state, control command `state`
 Floor:   api
 Source:  process spec 10, memory spec 11 and 13.6
 """

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from spacebot.agent.cortex_chat import THREADS, ChatEvent
 from spacebot.api.requests import Api, Body, number, read_body, required
 from spacebot.api.streams import EventStream, Frame
-from spacebot.base.errors import NotFoundError
+from spacebot.base.errors import BusyError, NotFoundError
 from spacebot.base.ids import new_uuid
 
 PAGE, MAX_PAGE = 50, 200
@@ -58,7 +58,7 @@ class CortexChatRoutes:
     async def messages(self, request: Request) -> Response:
         """Messages of a thread in order; without `thread_id` of the latest, or of a fresh empty one."""
         chat = self._api.agent(request.query_params.get("agent_id")).cortex_chat
-        threads, answering = chat.threads, chat.answering  # read before the messages: an end in between is seen twice
+        threads, answering = chat.threads, chat.answering
         thread_id = request.query_params.get("thread_id") or await threads.latest() or new_uuid()
         limit = number(request, "limit", PAGE, low=1, high=MAX_PAGE) or PAGE
         found = await threads.messages(thread_id, limit)
@@ -66,7 +66,9 @@ class CortexChatRoutes:
             {
                 "thread_id": thread_id,
                 "messages": [asdict(message) for message in found],
-                "answering": answering,  # the thread whose question is being answered
+                # The thread whose question is being answered; before or after the messages were read, so that neither
+                # a question nor an answer that came in between looks lost.
+                "answering": answering or chat.answering,
             }
         )
 
@@ -76,9 +78,12 @@ class CortexChatRoutes:
         return JSONResponse({"threads": [asdict(thread) for thread in await threads.threads(THREADS)]})
 
     async def delete(self, request: Request) -> Response:
-        """Remove a thread for good."""
-        threads = self._api.agent(request.query_params.get("agent_id")).cortex_chat.threads
-        if not await threads.delete(required(request, "thread_id")):
+        """Remove a thread for good; one that is being answered is refused, or its answer would come back alone."""
+        chat = self._api.agent(request.query_params.get("agent_id")).cortex_chat
+        thread_id = required(request, "thread_id")
+        if thread_id == chat.answering:
+            raise BusyError("a question of this thread is being answered; cancel it, then delete the thread")
+        if not await chat.threads.delete(thread_id):
             raise NotFoundError("there is no such thread")
         return JSONResponse({"success": True})
 

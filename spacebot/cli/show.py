@@ -68,7 +68,7 @@ def _print_status(status: Answer) -> None:
 def _agent_states(paths: InstancePaths) -> dict[str, Any]:
     """What each agent's memory and cortex are doing; nothing when that cannot be had now."""
     try:
-        states: dict[str, Any] = ask(paths, "agent_states")["agent_states"]
+        states: dict[str, Any] = ask(paths, "state")["agent_states"]
     except SpacebotError as error:
         print(f"warning: the state of the agents is not known: {error}", file=sys.stderr)
         return {}

@@ -15,9 +15,11 @@ Source:  weights: softmax regression over LoCoMo's turns and facts; `python -m t
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import date, datetime
+from functools import lru_cache
+from operator import mul
 
 from spacebot.base.clock import from_text
 from spacebot.base.ids import MemoryId
@@ -28,6 +30,8 @@ RRF_K = 10  # measured on LoCoMo: evidence recall@10 .678 against .654 with the 
 BEFORE, AFTER = 3, 2  # neighbours; one before and one after cost 0.5 points, four and three 0.5
 SHORTLIST = 100  # candidates whose words are looked at
 SEEDS = 30  # whose neighbours become candidates
+READ_CHARACTERS = 2000  # of a memory, when its words are compared: a few long ones must not make a recall slow
+SHORT_CHARACTERS = 400
 DIVERSITY = 0.1  # what each memory taken from a talk costs the others of it; the best reaches about 12
 DIVERSE = 40  # places within which that is done
 _STEPS = (*range(-BEFORE, 0), *range(1, AFTER + 1))
@@ -65,6 +69,9 @@ class Weights:
     linked: float = 0.1  # share of a full walk's score
 
 
+FEATURES = tuple(weight.name for weight in fields(Weights))
+
+
 @dataclass(slots=True, kw_only=True)
 class Candidate:
     """A memory that a search found, or the neighbour of one. Scores: the more, the better."""
@@ -84,7 +91,7 @@ class Candidate:
 
     @property
     def created_at(self) -> datetime:
-        return from_text(self.said_at)
+        return _moment(self.said_at)
 
     @property
     def day(self) -> date:
@@ -108,13 +115,55 @@ def people_of(content: str, source: str | None, ids: Iterable[str | None] = ()) 
     Args:
         ids: of people, as platforms write them, `platform:user` or `user`.
     """
-    names = []
-    if match := _SPEAKER.match(content):
-        names.append(match[1])
-    elif source and _NAME.fullmatch(source):
-        names.append(source)
-    names += [user.rpartition(":")[2] for user in ids if user]
-    return frozenset(word for name in names for word in WORD.findall(fold(name)))
+    people = _name_words(match[1]) if (match := _SPEAKER.match(content)) else _source_words(source or "")
+    for user in ids:
+        if user:
+            people |= _name_words(user.rpartition(":")[2])
+    return people
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the words of a text say about it, whatever the question."""
+
+    stems: frozenset[str]
+    size: float  # log(1 + stems that mean something)
+    names_time: bool
+    asks: bool  # ends with a question mark
+    begins: int  # behind "Name: "
+
+
+def reading(text: str) -> Reading:
+    """What a text says; its first `READ_CHARACTERS` count."""
+    return _read_short(text) if len(text) <= SHORT_CHARACTERS else _read_long(text[:READ_CHARACTERS])
+
+
+def _read(text: str) -> Reading:
+    known = stems(text)
+    match = _SPEAKER.match(text)
+    return Reading(
+        stems=known,
+        size=math.log1p(len(known - STOP_STEMS)),
+        names_time=not known.isdisjoint(_TIME),
+        asks=text.rstrip().endswith("?"),
+        begins=match.end() if match else 0,
+    )
+
+
+# The same memories are candidates again and again. A short one takes about 2 KiB, a long one up to 30.
+_read_short = lru_cache(maxsize=4096)(_read)
+_read_long = lru_cache(maxsize=256)(_read)
+_moment = lru_cache(maxsize=4096)(from_text)
+
+
+@lru_cache(maxsize=1024)
+def _name_words(name: str) -> frozenset[str]:
+    return frozenset(WORD.findall(fold(name)))
+
+
+@lru_cache(maxsize=1024)
+def _source_words(source: str) -> frozenset[str]:
+    return _name_words(source) if _NAME.fullmatch(source) else frozenset()
 
 
 def fuse(
@@ -151,7 +200,7 @@ def boost(
 
 
 class Surroundings:
-    """Normalised scores of candidates and of their neighbours.
+    """Normalised scores of candidates and of their neighbours, in lists: everything here is done for hundreds.
 
     Args:
         uses_neighbours: False judges each memory alone.
@@ -160,44 +209,43 @@ class Surroundings:
     def __init__(self, candidates: Iterable[Candidate], *, uses_neighbours: bool = True) -> None:
         self.candidates = list(candidates)
         cosines = [c.cosine for c in self.candidates if c.cosine is not None]
-        self.floor, ceiling = min(cosines, default=0.0), max(cosines, default=0.0)
-        most = max((c.bm25 for c in self.candidates), default=0.0)
-        spread = ceiling - self.floor
-        self.words = {c.id: c.bm25 / most if most else 0.0 for c in self.candidates}
-        self.cosines = {c.id: self.floor if c.cosine is None else c.cosine for c in self.candidates}
-        self.meaning = {key: (cosine - self.floor) / spread if spread else 0.0 for key, cosine in self.cosines.items()}
-        self.base = {key: self.words[key] + self.meaning[key] for key in self.words}
-        if spread == 0 and cosines:  # a single one found by meaning, or all alike
-            self.meaning = {c.id: float(c.cosine is not None) for c in self.candidates}
-        self.talks = {c.id: c.talk for c in self.candidates}
-        places = {(self.talks[c.id], c.place): c for c in self.candidates if uses_neighbours and c.place is not None}
-        self._before: dict[MemoryId, Candidate] = {}
-        self._around: dict[MemoryId, list[Candidate]] = {c.id: [] for c in self.candidates}
-        for (talk, place), candidate in places.items():
-            for step in _STEPS:
-                if (near := places.get((talk, (place or 0) + step))) is not None:
-                    self._around[candidate.id].append(near)
-                    if step == -1:
-                        self._before[candidate.id] = near
+        floor, ceiling = min(cosines, default=0.0), max(cosines, default=0.0)
+        most = max((c.bm25 for c in self.candidates), default=0.0) or 1.0
+        spread = (ceiling - floor) or 1.0
+        self.words = [c.bm25 / most for c in self.candidates]
+        self.cosines = [floor if c.cosine is None else c.cosine for c in self.candidates]
+        self.meaning = [(cosine - floor) / spread for cosine in self.cosines]
+        self.base = [words + meaning for words, meaning in zip(self.words, self.meaning, strict=True)]
+        if ceiling == floor and cosines:  # a single one found by meaning, or all alike
+            self.meaning = [float(c.cosine is not None) for c in self.candidates]
+        self.talks = [c.talk for c in self.candidates]
+        self.near: list[list[int]] = [[] for _ in self.candidates]  # the known neighbours, as places in this list
+        self.before: list[int | None] = [None] * len(self.candidates)
+        if uses_neighbours:
+            self._find_neighbours()
 
-    def around(self, candidate: Candidate) -> list[Candidate]:
-        """The known neighbours."""
-        return self._around[candidate.id]
+    def _find_neighbours(self) -> None:
+        talks: dict[tuple[object, ...], dict[int, int]] = defaultdict(dict)
+        for index, candidate in enumerate(self.candidates):
+            if candidate.place is not None:
+                talks[self.talks[index]][candidate.place] = index
+        for places in talks.values():
+            if len(places) > 1:
+                for place, index in places.items():
+                    self.near[index] = [near for step in _STEPS if (near := places.get(place + step)) is not None]
+                    self.before[index] = places.get(place - 1)
 
-    def before(self, candidate: Candidate) -> Candidate | None:
-        """The one just before, if it is known."""
-        return self._before.get(candidate.id)
-
-    def shortlist(self, limit: int) -> list[Candidate]:
-        """The most promising by scores alone, ties by id; what a walk found always stays."""
-        promise = {}
-        for candidate in self.candidates:
-            near = self.around(candidate)
-            words = 2 * self.words[candidate.id] + sum(self.words[other.id] for other in near)
-            meaning = self.meaning[candidate.id] + sum(self.meaning[other.id] for other in near)
-            promise[candidate.id] = self.base[candidate.id] + words / 4 + meaning / (1 + len(near)) + candidate.walk
-        ordered = sorted(self.candidates, key=lambda c: (-promise[c.id], c.id))
-        return ordered[:limit] + [c for c in ordered[limit:] if c.walk]
+    def shortlist(self, limit: int) -> list[int]:
+        """Places of the most promising by scores alone, ties by id; what a walk found always stays."""
+        promise = []
+        for index, near in enumerate(self.near):
+            words, meaning = 2 * self.words[index], self.meaning[index]
+            for other in near:
+                words += self.words[other]
+                meaning += self.meaning[other]
+            promise.append(self.base[index] + words / 4 + meaning / (1 + len(near)) + self.candidates[index].walk)
+        ordered = sorted(range(len(promise)), key=lambda index: (-promise[index], self.candidates[index].id))
+        return ordered[:limit] + [index for index in ordered[limit:] if self.candidates[index].walk]
 
 
 def score(
@@ -208,50 +256,53 @@ def score(
     Args:
         rarity: per stem of the question how much it says, such as an inverse document frequency.
     """
-    found = features(question, surroundings, rarity)
-    return {
-        key: sum(getattr(weights, name) * value for name, value in values.items() if value)
-        for key, values in found.items()
-    }
+    factors = [getattr(weights, name) for name in FEATURES]
+    return {key: sum(map(mul, factors, values)) for key, values in _rows(question, surroundings, rarity)}
 
 
 def features(
     question: Question, surroundings: Surroundings, rarity: Mapping[str, float]
 ) -> dict[MemoryId, dict[str, float]]:
     """What speaks for and against each memory of the shortlist, by the names of `Weights`."""
+    return {key: dict(zip(FEATURES, row, strict=True)) for key, row in _rows(question, surroundings, rarity)}
+
+
+def _rows(
+    question: Question, surroundings: Surroundings, rarity: Mapping[str, float]
+) -> Iterator[tuple[MemoryId, tuple[float, ...]]]:
+    """Per memory of the shortlist its features, in the order of `FEATURES`."""
     listed = surroundings.shortlist(SHORTLIST)
-    texts = {candidate.id: candidate for candidate in listed}
-    texts |= {near.id: near for candidate in listed for near in surroundings.around(candidate)}
-    known = {key: stems(candidate.content) for key, candidate in texts.items()}
-    talks: dict[tuple[object, ...], float] = defaultdict(float)
-    for candidate in listed:
-        talk = surroundings.talks[candidate.id]
-        talks[talk] = max(talks[talk], surroundings.base[candidate.id])
+    texts = {other for index in listed for other in surroundings.near[index]}.union(listed)
+    known = {index: reading(surroundings.candidates[index].content) for index in texts}
     wanted = frozenset(rarity)
-    hits = {key: wanted & words for key, words in known.items()}
+    hits = {index: wanted & text.stems for index, text in known.items()}
     total = sum(rarity.values()) or 1.0
-    full_walk = max((candidate.walk for candidate in listed), default=0.0) or 1.0
-    result = {}
-    for candidate in listed:
-        key = candidate.id
-        near = surroundings.around(candidate)
-        together = hits[key].union(*(hits[other.id] for other in near))
-        before = surroundings.before(candidate)
-        cosines = [surroundings.cosines[key], *(surroundings.cosines[other.id] for other in near)]
-        result[key] = {
-            "words": surroundings.words[key],
-            "meaning": surroundings.meaning[key],
-            "cosine": surroundings.cosines[key],
-            "around": sum(cosines) / len(cosines),
-            "coverage": sum(rarity[stem] for stem in sorted(together)) / total,
-            "talk": talks[surroundings.talks[key]] / 2,
-            "answers": surroundings.base[before.id] / 2 if before and before.content.rstrip().endswith("?") else 0.0,
-            **_people(question, candidate),
-            **_date_features(question, candidate),
-            **_form(question, candidate, known[key]),
-            "linked": candidate.walk / full_walk,
-        }
-    return result
+    talks: dict[tuple[object, ...], float] = defaultdict(float)
+    for index in listed:
+        talk = surroundings.talks[index]
+        talks[talk] = max(talks[talk], surroundings.base[index])
+    full_walk = max((surroundings.candidates[index].walk for index in listed), default=0.0) or 1.0
+    cosines, base = surroundings.cosines, surroundings.base
+    for index in listed:
+        candidate, near, text = surroundings.candidates[index], surroundings.near[index], known[index]
+        together = hits[index].union(*[hits[other] for other in near])
+        before = surroundings.before[index]
+        yield (
+            candidate.id,
+            (
+                surroundings.words[index],
+                surroundings.meaning[index],
+                cosines[index],
+                (cosines[index] + sum([cosines[other] for other in near])) / (1 + len(near)),
+                sum([rarity[stem] for stem in sorted(together)]) / total,
+                talks[surroundings.talks[index]] / 2,
+                base[before] / 2 if before is not None and known[before].asks else 0.0,
+                *_people(question, candidate),
+                *_days(question, candidate),
+                *_form(question, candidate, text),
+                candidate.walk / full_walk,
+            ),
+        )
 
 
 def spread_out(
@@ -280,13 +331,14 @@ def _is_by(candidate: Candidate, name: str) -> bool:
     return fold(name) in (candidate.people or WORD.findall(fold(candidate.content)))
 
 
-def _people(question: Question, candidate: Candidate) -> dict[str, float]:
+def _people(question: Question, candidate: Candidate) -> tuple[float, float, float]:
+    """Features `subject`, `chosen_subject`, `stranger`."""
     if not question.names:
-        return {}
+        return (0.0, 0.0, 0.0)
     people = candidate.people or frozenset(WORD.findall(fold(candidate.content)))
     if question.subject and fold(question.subject) in people:
-        return {"subject" if len(question.names) == 1 else "chosen_subject": 1.0}
-    return {} if any(fold(name) in people for name in question.names) else {"stranger": 1.0}
+        return (1.0, 0.0, 0.0) if len(question.names) == 1 else (0.0, 1.0, 0.0)
+    return (0.0, 0.0, 0.0 if any(fold(name) in people for name in question.names) else 1.0)
 
 
 def fits_date(question: Question, candidate: Candidate) -> float:
@@ -297,18 +349,17 @@ def fits_date(question: Question, candidate: Candidate) -> float:
     return max(span.fits(day) for span in question.spans)
 
 
-def _date_features(question: Question, candidate: Candidate) -> dict[str, float]:
+def _days(question: Question, candidate: Candidate) -> tuple[float, float]:
+    """Features `day`, `near`."""
     fit = fits_date(question, candidate)
-    return {"day": float(fit >= 1), "near": float(fit > 0)} if fit else {}
+    return (float(fit >= 1), float(fit > 0))
 
 
-def _form(question: Question, candidate: Candidate, words: frozenset[str]) -> dict[str, float]:
-    text = candidate.content
-    if match := _SPEAKER.match(text):
-        text = text[match.end() :]
-    values = {"size": math.log1p(len(words - STOP_STEMS)), "question": float(text.rstrip().endswith("?"))}
-    if question.asks_when:
-        values["time"] = float(not words.isdisjoint(_TIME))
-    if question.asks_name:
-        values["proper"] = float(_PROPER.search(text) is not None)
-    return values
+def _form(question: Question, candidate: Candidate, text: Reading) -> tuple[float, float, float, float]:
+    """Features `size`, `question`, `time`, `proper`."""
+    return (
+        text.size,
+        float(text.asks),
+        float(question.asks_when and text.names_time),
+        float(question.asks_name and _PROPER.search(candidate.content, text.begins, READ_CHARACTERS) is not None),
+    )

@@ -30,8 +30,8 @@ from spacebot.memory.question import MAX_TERMS, Question, match_expression, read
 from spacebot.memory.ranking import RRF_K, Candidate, Surroundings, Weights, fuse
 from spacebot.memory.store import load, versions
 from spacebot.memory.types import Hit, Memory, Query, RecallResult
-from spacebot.memory.words import fold, stem, stems
-from spacebot.storage.database import Database
+from spacebot.memory.words import fold, stem
+from spacebot.storage.database import Connection, Database
 
 __all__ = [
     "MAX_TERMS", "RRF_K", "Fusion", "SearchPolicy", "Searcher", "adjust", "by_position", "fuse", "match_expression",
@@ -41,7 +41,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-CANDIDATES = 200  # per leg; 400 found no more
+CANDIDATES = 120  # per leg; 200 found no more
 STARTS = 5  # a walk begins at the best of what was found; memory spec 7.3
 DEPTH = 2  # hops
 GRAPH_VOTE = 0.1  # of a full leg: a list ordered by importance must not outvote the two that read the question
@@ -154,52 +154,50 @@ class Searcher:
             nursery.start_soon(text)
         if near is None and words is None:
             raise StorageError("memory search failed: " + "; ".join(notes))
-        return await self._rank(query, question, near or {}, words, notes, now)
+        judge = partial(self._judge, query=query, question=question, near=near or {}, words=words, now=now)
+        hits, total = await self.database.read(judge)
+        return RecallResult(hits=hits, total_found=total, notes=tuple(notes))
 
     async def _understand(self, query: Query, now: datetime) -> Question:
         question = read(query.text, now.date())
-        try:
-            people = await self.database.read(partial(speakers, names=question.names, viewer=query.viewer))
-        except StorageError as error:  # the legs will say so, if it lasts
-            log.warning("people named in a question not looked up", exc_info=error)
-            people = []
+        people: list[str] = []
+        if question.names:
+            try:
+                people = await self.database.read(partial(speakers, names=question.names, viewer=query.viewer))
+            except StorageError as error:  # the legs will say so, if it lasts
+                log.warning("people named in a question not looked up", exc_info=error)
         return question.about(people, keep_names=not self.policy.hides_names)
 
-    async def _rank(
+    def _judge(
         self,
+        connection: Connection,
+        *,
         query: Query,
         question: Question,
         near: Mapping[MemoryId, float],
         words: ByWords | None,
-        notes: Sequence[str],
         now: datetime,
-    ) -> RecallResult:
+    ) -> tuple[tuple[Hit, ...], int]:
+        """The hits, and how many were found; in one thread, because a hop to another takes as long as a read."""
         known = () if words is None else words.candidates
         legs = {"vector": list(near), "text": [candidate.id for candidate in known]}
         fused = fuse(list(legs.values()), k=self.policy.rrf_k)
         best = sorted(fused, key=lambda key: (-fused[key], key))
-        limit = max(self.policy.candidates, 2 * query.limit)
-        gathered = await self.database.read(
-            partial(
-                gather,
-                known=known,
-                near=near,
-                starts=best[:STARTS],
-                seeds=best[: ranking.SEEDS] if self.policy.neighbours else (),
-                viewer=query.viewer,
-                memory_type=query.memory_type,
-                depth=self.policy.graph_depth,
-                limit=limit,
-            )
+        gathered = gather(
+            connection,
+            known,
+            near,
+            starts=best[:STARTS],
+            seeds=best[: ranking.SEEDS] if self.policy.neighbours else (),
+            viewer=query.viewer,
+            memory_type=query.memory_type,
+            depth=self.policy.graph_depth,
         )
-        if self.policy.fusion is Fusion.RRF:
-            scores = self._by_rank(question, legs, gathered)
-        else:
-            scores = self._by_score(question, words, gathered)
         candidates = gathered.candidates
-        first = in_order(scores, candidates)[: ranking.DIVERSE + query.limit]
-        pairs = await self.database.read(partial(versions, ids=first, viewer=query.viewer))
         is_linear = self.policy.fusion is Fusion.LINEAR
+        scores = self._by_score(question, words, gathered) if is_linear else self._by_rank(question, legs, gathered)
+        first = in_order(scores, candidates)[: ranking.DIVERSE + query.limit]
+        pairs = versions(connection, first, query.viewer)
         old = frozenset(older for _, older in pairs)
         adjusted = adjust(scores, candidates, old, now, outdated=OUTDATED_SCORE if is_linear else OUTDATED)
         adjusted = newest_first(adjusted, pairs)
@@ -208,12 +206,11 @@ class Searcher:
             step = ranking.DIVERSITY / FULL_SCORE
             adjusted = ranking.spread_out(in_order(adjusted, candidates), adjusted, talks, step)
         ordered = in_order(adjusted, candidates, query.min_score)
-        chosen = ordered[: query.limit]
-        memories = await self.database.read(partial(load, ids=chosen, viewer=query.viewer))
+        memories = load(connection, ordered[: query.limit], query.viewer)
+        chosen = [key for key in ordered[: query.limit] if key in memories]
         found = {key: candidates[key].found for key in chosen}
         whys = {key: why(question, candidates[key]) for key in chosen}
-        hits = _numbered([key for key in chosen if key in memories], adjusted, memories, found, whys)
-        return RecallResult(hits=hits, total_found=len(ordered), notes=tuple(notes))
+        return _numbered(chosen, adjusted, memories, found, whys), len(ordered)
 
     def _by_rank(
         self, question: Question, legs: Mapping[str, Sequence[MemoryId]], gathered: Gathered
@@ -294,7 +291,7 @@ def rank(
 
 def why(question: Question, candidate: Candidate) -> str:
     """A short plain sentence on why a memory was found."""
-    known = stems(candidate.content)
+    known = ranking.reading(candidate.content).stems
     shared = [term for term in question.terms if stem(fold(term)) in known][:WHY_WORDS]
     parts = [f"words: {', '.join(shared)}"] if shared else []
     if candidate.cosine is not None:

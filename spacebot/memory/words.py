@@ -82,10 +82,9 @@ def stem(word: str) -> str:
     return word[:-1] + "i" if word.endswith("y") else word.removesuffix("e")
 
 
-@lru_cache(maxsize=4096)  # the same memories are candidates again and again; about 2 KiB each
 def stems(text: str) -> frozenset[str]:
     """The stems of all words of a text."""
-    return frozenset(stem(word) for word in WORD.findall(fold(text)))
+    return frozenset(map(stem, WORD.findall(fold(text))))
 
 
 STOP_STEMS = frozenset(stem(word) for word in STOP_WORDS)

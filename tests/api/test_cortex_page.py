@@ -9,7 +9,9 @@ import pytest
 import trio
 
 from spacebot.base.clock import Clock
+from spacebot.base.ids import new_uuid
 from spacebot.base.paths import package_file
+from spacebot.conversations.cortex_threads import CortexThreads
 from spacebot.memory.curation_log import CurationLog
 from spacebot.storage.database import open_database
 from tests.api.test_cortex_routes import OSLO, Owner, open_owner
@@ -47,8 +49,7 @@ class Page:
         self.browser.wait(lambda: not self.browser.find(css), f"no {css}")
 
     def text(self, css: str) -> str:
-        found = self.browser.find(css)
-        return str(found[0].get_attribute("textContent")) if found else ""
+        return str(self.script("return document.querySelector(arguments[0])?.textContent ?? ''", css))
 
     def texts(self, css: str) -> list[str]:
         return list(
@@ -87,12 +88,13 @@ async def leave_a_past(folder: Path, *, bulletin: str = BULLETIN, words: str = "
 
 @asynccontextmanager
 async def open_page(
-    folder: Path, *steps: Any, width: int = 1280, card: str = "Quiet", **settings: Any
+    folder: Path, *steps: Any, width: int = 1280, card: str = "Quiet", refused: str = "none", **settings: Any
 ) -> AsyncIterator[tuple[Owner, Page]]:
     with open_browser(folder, width, 800) as browser:
         async with open_owner(folder / "instance", *steps, card=card, **settings) as owner:
             yield owner, Page(browser, str(owner.client.base_url).rstrip("/"))
-            assert await trio.to_thread.run_sync(browser.complaints) == []
+            complaints = await trio.to_thread.run_sync(browser.complaints)
+            assert [text for text in complaints if f"a status of {refused}" not in text] == []
 
 
 async def test_a_question_is_answered_with_what_was_done_for_it(tmp_path: Path) -> None:
@@ -179,6 +181,23 @@ async def test_an_answer_that_nobody_watched_is_there_after_a_reload(tmp_path: P
         await drive(read)
 
 
+async def test_a_question_that_a_crash_cut_can_be_asked_again(tmp_path: Path) -> None:
+    data = tmp_path / "instance" / "agents" / "main" / "data"
+    data.mkdir(parents=True)
+    async with open_database(data / "spacebot.db", package_file("storage", "sql"), Clock()) as database:
+        await CortexThreads(database, Clock()).add(new_uuid(), "user", "what was it?")
+    async with open_page(tmp_path, "this") as (_, page):
+
+        def steps() -> None:
+            page.open()
+            page.wait_text("#tail .lost", "No answer came")
+            page.one("#tail .lost button").click()
+            page.wait_texts("#log .body", ["what was it?", "what was it?", "this"])
+            page.gone("#tail .message")
+
+        await drive(steps)
+
+
 async def test_threads_are_opened_kept_and_deleted_and_one_question_waits_for_another(tmp_path: Path) -> None:
     gate = Gate(trio.Event(), Say("late"))
     async with open_page(tmp_path, "one", gate) as (_, page):
@@ -257,7 +276,7 @@ async def test_documents_are_given_listed_and_removed(tmp_path: Path) -> None:
     notes, sheet = tmp_path / "notes.md", tmp_path / "photo.png"
     notes.write_text("Ann likes tea")
     sheet.write_bytes(b"\x89PNG\x00\x00")
-    async with open_page(tmp_path) as (_, page):
+    async with open_page(tmp_path, refused="400") as (_, page):
 
         def steps() -> None:
             page.open("#documents")
@@ -274,6 +293,7 @@ async def test_documents_are_given_listed_and_removed(tmp_path: Path) -> None:
                 "new DragEvent('drop', {dataTransfer: data, bubbles: true, cancelable: true}))"
             )
             page.wait_texts(".documents .title", ["dropped.txt", "notes.md"])
+            page.wait_texts(".documents .kind", ["read", "read"])
             page.browser.find(".documents .remove")[1].click()
             page.one(".question .danger").click()
             page.wait_texts(".documents .title", ["dropped.txt"])

@@ -1,9 +1,11 @@
 """The owner's console and the state of cortex and memory over HTTP, with a whole agent behind them."""
 
 import json
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,23 @@ import pytest
 import trio
 from pydantic import SecretStr
 
+from spacebot.api.control import control_commands, serve_control
 from spacebot.api.cortex import agent_states
 from spacebot.api.server import serve_api
+from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.ids import new_uuid
+from spacebot.base.paths import InstancePaths, package_file
 from spacebot.base.tree import NodeKind
+from spacebot.cli.show import show_status
 from spacebot.config.model import ApiConfig
+from spacebot.config.store import ConfigStore
 from spacebot.llm.messages import ProcessKind
+from spacebot.memory.curation_log import CurationLog
 from spacebot.memory.types import NewMemory, Provenance
+from spacebot.storage.database import open_database
 from tests.api.serving import UNREAD, Event, Reader
 from tests.api.test_ingestion_routes import Program
+from tests.conftest import Logs
 from tests.fakes.opened import DIRECT, Opened, open_test_agent
 from tests.fakes.scripted_model import Call, Gate, Say, ScriptedModel, by_task
 
@@ -71,11 +81,11 @@ async def open_owner(
     stop = trio.Event()
     model = ScriptedModel(
         lambda request: Call("reply", content="hello"),
-        cortex=by_task(cortex_chat=steps, PROFILE=lambda request: Say(about)),
+        cortex=by_task(cortex_chat=steps, profile=lambda request: Say(about)),
         branch=lambda request: Say("read"),
     )
     settings = {"routing": {"branch": "scripted/model"}, **settings}
-    async with open_test_agent(folder, model, patience_s=30, **settings) as opened, trio.open_nursery() as nursery:
+    async with open_test_agent(folder, model, patience_s=90, **settings) as opened, trio.open_nursery() as nursery:
         (url,) = await nursery.start(
             partial(
                 serve_api,
@@ -107,7 +117,7 @@ async def test_an_answer_comes_in_frames_and_stands_in_its_thread(tmp_path: Path
     assert (completed["tool"], completed["is_error"]) == ("memory_recall", False)
     assert "Nora wants to move to Oslo" in completed["result_preview"]
     texts = [e.data["text"] for e in events if e.name == "text"]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert texts[-1] == events[-1].data["full_text"] == "Nora wants to."
 
     assert (stored["thread_id"], stored["answering"]) == (thread, None)
@@ -126,6 +136,7 @@ async def test_one_question_at_a_time_and_a_cancelled_one_says_so(tmp_path: Path
             thread = thinking.data["thread_id"]
             await gate.arrived.wait()
             refused = await owner.client.post(SEND, json={"message": "impatient"})
+            kept = await owner.client.delete(THREADS, params={"thread_id": thread})
             meanwhile = await owner.get(MESSAGES, thread_id=thread)
             cancelled = (await owner.client.post(CANCEL, json={})).json()
             rest = await reader.until("error")
@@ -134,6 +145,7 @@ async def test_one_question_at_a_time_and_a_cancelled_one_says_so(tmp_path: Path
         said = await owner.said(thread)
 
     assert (refused.status_code, "being answered already" in refused.json()["error"]) == (409, True)
+    assert kept.status_code == 409
     assert (meanwhile["answering"], [m["content"] for m in meanwhile["messages"]]) == (thread, ["slow one"])
     assert (cancelled, again) == ({"success": True}, {"success": False})
     assert "cancelled" in rest[-1].data["message"]
@@ -237,6 +249,59 @@ async def test_the_state_tells_of_bulletin_card_duties_memory_and_documents(tmp_
     assert (state["memory"]["total"], state["memory"]["private"]) == (1, 1)
     assert program["main"]["memory"] == state["memory"]
     assert "Oslo" not in str(program)
+
+
+async def test_a_store_that_fails_is_a_problem_of_its_agent_not_of_the_question(tmp_path: Path, logs: Logs) -> None:
+    async with open_owner(tmp_path, ingestion={"enabled": False}) as owner:
+        with closing(sqlite3.connect(owner.opened.database())) as other:
+            other.execute("ALTER TABLE ingestion_files RENAME TO lost")
+        states = await agent_states(Program(owner.opened.agent))
+        answer = await owner.client.get("/api/cortex/state")
+    assert list(states["main"]) == ["problem"]
+    assert "ingestion_files" in states["main"]["problem"]
+    assert answer.status_code == 503
+    logs.expect("request failed")
+
+
+async def test_status_on_the_command_line_says_what_there_is_to_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "agents" / "main" / "data"
+    data.mkdir(parents=True)
+    async with open_database(data / "spacebot.db", package_file("storage", "sql"), Clock()) as database:
+        fields = {"bulletin_text": "All is well.", "memory_ids": [], "gathered_at": "2026-03-01T08:30:00.000Z"}
+        await CurationLog(database, Clock()).add("bulletin_generated", "bulletin of 3 words", **fields)
+    paths = InstancePaths(tmp_path, tmp_path / "config.toml")
+    async with open_owner(tmp_path, routing={"branch": "demo/demo"}) as owner, trio.open_nursery() as nursery:
+        commands = control_commands(
+            Program(owner.opened.agent),
+            tree=owner.opened.tree,
+            events=owner.opened.events,
+            store=ConfigStore.open(paths.config),
+            run_id="run-1",
+            started_at=monotonic_s(),
+            urls=(),
+        )
+        await nursery.start(serve_control, paths.socket, commands)
+        await trio.to_thread.run_sync(partial(show_status, paths, as_json=False))
+        before = capsys.readouterr().out
+        await owner.opened.agent.memory.save(OSLO)
+        files = [("files", ("notes.md", b"Ann likes tea"))]
+        assert (await owner.client.post("/api/agents/ingest/upload", files=files)).status_code == 200
+        while (await owner.get("/api/cortex/state"))["ingestion"]["status"] != "paused":
+            await owner.opened.settled()
+        assert await trio.to_thread.run_sync(partial(show_status, paths, as_json=False)) == 0
+        after = capsys.readouterr()
+        await trio.to_thread.run_sync(partial(show_status, paths, as_json=True))
+        whole = json.loads(capsys.readouterr().out)["agent_states"]["main"]
+        nursery.cancel_scope.cancel()
+
+    assert "memory:    bulletin of 2026-03-01 08:30 UTC\n" in before
+    assert "documents:" not in before
+    assert "memory:    1 memory, search exact; bulletin of 2026-03-01 08:30 UTC\n" in after.out
+    assert "documents: paused: the demo model cannot read documents" in after.out
+    assert after.err == ""
+    assert (whole["ingestion"]["waiting"], whole["memory"]["total"], whole["bulletin"]["words"]) == (1, 1, 3)
 
 
 async def test_the_log_is_filtered_by_several_kinds(tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def test_neighbours_are_of_the_same_conversation_and_day() -> None:
     other_day = candidate("c", place=2, said_at=to_text(DAY + timedelta(days=1)))
     private = candidate("d", place=2, conversation=("chat:room", 1, "chat:ann"))
     beside = candidate("e", place=2)
-    assert Surroundings([first, other_room, other_day, private]).around(first) == []
-    assert Surroundings([first, beside]).around(first) == [beside]
-    assert Surroundings([first, beside], uses_neighbours=False).around(first) == []
+    assert Surroundings([first, other_room, other_day, private]).near[0] == []
+    assert Surroundings([first, other_room, beside]).near == [[2], [], [0]]
+    assert Surroundings([first, beside], uses_neighbours=False).near == [[], []]
 
 
 def test_the_named_person_and_day_come_first() -> None:

@@ -7,6 +7,7 @@ import { Console } from "./cortex_console.js?v=__VERSION__";
 import { Documents } from "./cortex_documents.js?v=__VERSION__";
 import { Deeds, Now } from "./cortex_inside.js?v=__VERSION__";
 import { login, takeToken } from "./login.js?v=__VERSION__";
+import { ago } from "./memory_words.js?v=__VERSION__";
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
@@ -104,7 +105,10 @@ function changed() {
     if (!document.hidden) showInside();
   }, QUIET_MS);
 }
-setInterval(changed, MINUTE_MS); // what is due comes closer
+setInterval(() => {
+  changed(); // what is due comes closer
+  for (const one of document.querySelectorAll("time")) one.textContent = ago(one.dateTime);
+}, MINUTE_MS);
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) return;
   changed();

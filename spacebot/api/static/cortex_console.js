@@ -9,8 +9,9 @@ const LIMIT = 200; // messages of a thread
 const POLL_MS = 1200; // while a question is answered that somebody else asked, or we before a reload
 const TITLE = 60; // characters
 const CONFLICT = 409;
+const [STOPS, STOP_MS] = [10, 200]; // how often, and how long, the end of an answer is waited for
 const NEW = "new";
-const IDEAS = ["What do you remember about me?", "Which memories contradict each other?", "What is everybody working on?"];
+const IDEAS = ["What did you learn this week?", "Which memories contradict each other?", "What is everybody working on?"];
 const ENDS = { failed: "No answer", cancelled: "Stopped", timed_out: "No answer in time", killed: "Ended" };
 const ENDED = new RegExp(`^\\((${Object.keys(ENDS).join("|")}): ([^]*)\\)$`);
 
@@ -26,6 +27,8 @@ export class Console {
     this.answering = null; // the thread whose question the server is answering
     this.live = null; // the answer that we are reading
     this.shown = new Map(); // message id -> element
+    this.last = null; // the newest message of the thread
+    this.isOpen = false;
     this.timer = null;
     this.listen();
   }
@@ -34,6 +37,8 @@ export class Console {
   async open() {
     this.live?.abort();
     this.live = null;
+    this.isOpen = false;
+    this.answering = null;
     const [agent, last] = [this.agent(), store.get(this.key())];
     this.reset(null);
     await Promise.all([this.loadThreads(), this.loadChannels()]);
@@ -42,6 +47,7 @@ export class Console {
     this.reset(known ? (last === NEW ? null : last) : (this.threads[0]?.id ?? null));
     this.keep();
     this.listThreads();
+    this.isOpen = true;
     await this.refresh();
     this.toBottom();
   }
@@ -58,7 +64,7 @@ export class Console {
 
   // What happened while nobody looked.
   catchUp() {
-    if (!this.live) this.refresh().catch(() => {});
+    if (this.isOpen && !this.live) this.refresh().catch(() => {});
   }
 
   key() {
@@ -72,12 +78,13 @@ export class Console {
 
   reset(threadId) {
     this.threadId = threadId;
+    this.last = null;
     this.shown.clear();
     $("log").replaceChildren();
     $("log").setAttribute("aria-busy", "true"); // a screen reader need not read the past aloud
-    $("tail").replaceChildren();
     $("cut").hidden = $("welcome").hidden = true;
     this.tell("");
+    this.drawTail();
   }
 
   // --- threads
@@ -117,8 +124,7 @@ export class Console {
     $("deleting-no").onclick = () => $("deleting").close();
     $("deleting-yes").onclick = async () => {
       try {
-        if (thread.id === this.answering) await post("cortex-chat/cancel", { agent_id: this.agent() });
-        await request(`api/cortex-chat/threads?${new URLSearchParams({ agent_id: this.agent(), thread_id: thread.id })}`, { method: "DELETE" });
+        await this.remove(thread.id);
         $("deleting").close();
         await this.loadThreads();
         if (thread.id === this.threadId) await this.show(this.threads[0]?.id ?? null);
@@ -128,6 +134,19 @@ export class Console {
     };
     $("deleting").showModal();
     $("deleting-no").focus();
+  }
+
+  // An answer that is being made is stopped first, or it would come into a thread that is gone.
+  async remove(threadId) {
+    for (let n = 0; ; n += 1) {
+      try {
+        return await request(`api/cortex-chat/threads?${new URLSearchParams({ agent_id: this.agent(), thread_id: threadId })}`, { method: "DELETE" });
+      } catch (error) {
+        if (error.status !== CONFLICT || n === STOPS) throw error;
+        await post("cortex-chat/cancel", { agent_id: this.agent() });
+        await new Promise((resolve) => setTimeout(resolve, STOP_MS));
+      }
+    }
   }
 
   async loadChannels() {
@@ -145,18 +164,19 @@ export class Console {
 
   // --- messages
 
-  // Brings the thread up to date, and learns whether a question is being answered.
-  async refresh() {
+  // Brings the thread up to date, and learns whether a question is being answered; `limit` is less when that is all.
+  async refresh(limit = LIMIT) {
     clearTimeout(this.timer);
     const [agent, thread] = [this.agent(), this.threadId];
-    const page = await get("cortex-chat/messages", { agent_id: agent, ...(thread ? { thread_id: thread, limit: LIMIT } : { limit: 1 }) });
+    const page = await get("cortex-chat/messages", { agent_id: agent, ...(thread ? { thread_id: thread, limit } : { limit: 1 }) });
     if (agent !== this.agent() || thread !== this.threadId) return;
     const stick = this.isAtBottom();
     const wasAnswering = this.answering;
     this.answering = page.answering;
     const messages = thread ? page.messages : [];
     for (const row of messages) this.showMessage(row);
-    $("cut").hidden = messages.length < LIMIT;
+    this.last = messages.at(-1) ?? null;
+    if (limit === LIMIT) $("cut").hidden = messages.length < LIMIT;
     $("log").setAttribute("aria-busy", "false");
     this.drawTail();
     $("welcome").hidden = this.shown.size > 0 || $("tail").children.length > 0;
@@ -167,7 +187,8 @@ export class Console {
 
   poll() {
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.refresh().catch(() => this.poll()), POLL_MS);
+    const isElsewhere = this.answering !== this.threadId;
+    this.timer = setTimeout(() => this.refresh(isElsewhere ? 1 : LIMIT).catch(() => this.poll()), POLL_MS);
   }
 
   showMessage(row) {
@@ -201,7 +222,8 @@ export class Console {
     const isHere = isLive || (this.answering !== null && this.answering === this.threadId);
     const isBusy = this.live !== null || this.answering !== null;
     const waiting = el("article", { class: "message assistant streaming" }, el("div", { class: "body fine" }, "Still answering …"));
-    $("tail").replaceChildren(...(isLive ? this.live.elements() : isHere ? [waiting] : []));
+    const isLost = !isHere && this.last?.role === "user";
+    $("tail").replaceChildren(...(isLive ? this.live.elements() : isHere ? [waiting] : isLost ? [this.drawLost(this.last)] : []));
     $("stop").hidden = !isHere;
     $("send").hidden = isHere;
     document.body.classList.toggle("busy", isBusy);
@@ -209,11 +231,17 @@ export class Console {
     else if ($("busy").dataset.kind === "elsewhere" || !isBusy) this.tell("");
   }
 
+  // A question whose answer a crash cut.
+  drawLost({ content }) {
+    const again = el("button", { type: "button", class: "pill", onclick: () => this.live || this.answering || this.ask(content) }, "Ask again");
+    return el("article", { class: "message notice lost" }, el("div", { class: "body" }, el("span", {}, "No answer came: the program ended meanwhile."), again));
+  }
+
   tellElsewhere() {
     const other = this.live?.thread ?? this.answering;
     const title = this.threads.find((thread) => thread.id === other)?.title;
     this.tell(
-      "I am answering a question in another thread. One at a time, please.",
+      "I am still answering in another thread.",
       el("button", { type: "button", class: "pill", title, onclick: () => this.show(other) }, "Go there"),
       el("button", { type: "button", class: "pill", onclick: () => this.stop() }, "Stop it"),
     );
@@ -406,6 +434,15 @@ class Live {
 
 const dots = () => el("div", { class: "typing" }, el("i"), el("i"), el("i"), el("span", { class: "sr" }, "The cortex is thinking"));
 
+// Most results are JSON, which reads better in lines; what was cut is shown as it is.
+function pretty(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text;
+  }
+}
+
 // One tool call, folded: what was asked and what came back.
 function drawCall({ tool, arguments: given, result, is_error }) {
   const state = result === null ? "running" : is_error ? "bad" : "ok";
@@ -418,6 +455,6 @@ function drawCall({ tool, arguments: given, result, is_error }) {
     el("h3", {}, "Asked"),
     el("pre", { tabindex: "0", dir: "auto" }, values.length ? JSON.stringify(given, null, 2) : "nothing in particular"),
     el("h3", {}, is_error ? "Failed" : "Answer"),
-    el("pre", { tabindex: "0", dir: "auto" }, result === null ? "…" : result || "nothing"),
+    el("pre", { tabindex: "0", dir: "auto" }, result === null ? "…" : result ? pretty(result) : "nothing"),
   );
 }

@@ -30,7 +30,6 @@ export class Documents {
 
   clear() {
     this.files = [];
-    this.drawn = null;
     this.note.textContent = this.error.textContent = "";
     this.list.replaceChildren();
     this.place.replaceChildren(this.drop, this.error, this.note, this.list);
@@ -95,10 +94,15 @@ export class Documents {
   }
 
   drawList() {
-    const drawn = JSON.stringify([this.files, this.asking]);
-    if (this.drawn === drawn) return; // with its focus
-    this.drawn = drawn;
-    this.list.replaceChildren(...this.files.map((file) => this.drawFile(file)));
+    const known = new Map([...this.list.children].map((element) => [element.dataset.hash, element]));
+    const rows = this.files.map((file) => {
+      const drawn = JSON.stringify([file, this.asking === file.content_hash]);
+      const old = known.get(file.content_hash);
+      return old?.drawn === drawn ? old : Object.assign(this.drawFile(file), { drawn });
+    });
+    // Only what changed is touched: a button that is being pressed stays where it is.
+    for (const element of known.values()) if (!rows.includes(element)) element.remove();
+    rows.forEach((row, n) => this.list.children[n] !== row && this.list.insertBefore(row, this.list.children[n] ?? null));
   }
 
   drawFile(file) {
@@ -114,7 +118,7 @@ export class Documents {
       el("p", { class: "title", dir: "auto" }, file.filename),
       isOpen ? el("progress", { max: total || 1, value: file.chunks_completed, "aria-label": `${file.chunks_completed} of ${total} parts` }) : null,
       file.last_error && file.status !== "completed" ? el("p", { class: "reason", dir: "auto" }, `${file.last_error}${again}`) : null,
-      file.status === "quarantined" ? el("p", { class: "fine" }, "To have it tried again, delete the file with the reason that lies beside it.") : null,
+      file.status === "quarantined" ? el("p", { class: "fine" }, "To have it tried again, remove it and give it once more.") : null,
       this.asking === file.content_hash ? this.drawQuestion(file) : this.drawFoot(file, facts),
     );
   }

@@ -6,13 +6,14 @@ import { number, time, when } from "./memory_words.js?v=__VERSION__";
 
 const PAGE = 50;
 const MOST = 200; // of one request
+const SOON_S = 3;
 
 const DUTIES = {
-  bulletin: { name: "Bulletin", idle: "until something shared is new" },
-  profile: { name: "Card", idle: "until there is a new bulletin" },
-  observation: { name: "Observations", idle: "until there is enough news" },
-  association: { name: "Links", idle: "until there are new memories" },
-  contradiction: { name: "Contradictions", idle: "until there are new links" },
+  bulletin: { name: "Bulletin", idle: "waits for something new" },
+  profile: { name: "Card", idle: "waits for a new bulletin" },
+  observation: { name: "Observations", idle: "waits for more news" },
+  association: { name: "Links", idle: "waits for new memories" },
+  contradiction: { name: "Contradictions", idle: "waits for new links" },
   maintenance: { name: "Upkeep", idle: "nothing to do" },
 };
 const ENGINES = { exact: "exact", lancedb: "vector table", scan: "straight from the database" };
@@ -89,6 +90,10 @@ export class Now extends Part {
       section.drawn = place.drawn;
       place.replaceWith(section);
     });
+    // What is done within the minute is looked at again then.
+    clearTimeout(this.timer);
+    const next = Math.min(...Object.values(state.duties).map((duty) => (duty.is_running ? SOON_S : (duty.due_in_s ?? Infinity))));
+    if (next < 60) this.timer = setTimeout(() => this.place.hidden || document.hidden || this.show(), (next + SOON_S) * 1000);
   }
 }
 
@@ -122,7 +127,7 @@ function duties(known) {
       { class: kind },
       el("b", {}, DUTIES[name]?.name ?? name),
       el("span", {}, state),
-      el("span", { class: "fine" }, duty.last_success_at ? el("span", {}, "last ", time(duty.last_success_at)) : ""),
+      el("span", { class: "fine" }, duty.last_success_at ? el("span", {}, "last done ", time(duty.last_success_at)) : ""),
     );
   });
   return el("section", { class: "duties" }, el("h2", {}, "Duties"), el("ul", {}, ...rows));
@@ -133,7 +138,7 @@ function standing(name, duty) {
   if (duty.is_running) return { state: "at work", kind: "live" };
   if (duty.is_paused) return { state: `paused after ${duty.failures} failures, next try ${due}`, kind: "bad" };
   if (duty.failures) return { state: `failed ${duty.failures === 1 ? "once" : `${duty.failures} times`}, next try ${due}`, kind: "bad" };
-  if (due === null) return { state: `rests ${DUTIES[name]?.idle ?? ""}`, kind: "" };
+  if (due === null) return { state: DUTIES[name]?.idle ?? "rests", kind: "" };
   return { state: duty.due_in_s ? `due ${due}` : "due now", kind: "" };
 }
 
