@@ -29,7 +29,16 @@ IMPORTERS = {  # foreign library -> the only files that may import it
     "requests": set(),
     "httpx": set(),
 }
-CLI_WITHOUT_WEIGHT = ("main.py", "client.py", "liveness.py", "show.py", "top.py", "chat.py", "memory.py", "memory_text.py")
+CLI_WITHOUT_WEIGHT = (
+    "main.py",
+    "client.py",
+    "liveness.py",
+    "show.py",
+    "top.py",
+    "chat.py",
+    "memory.py",
+    "memory_text.py",
+)
 HEAVY = {"trio", "pydantic", "starlette", "hypercorn", "httpx2", "anthropic", "openai", "lancedb", "numpy", "jinja2"}
 PLATFORMS = re.compile(r"\b(discord|slack|telegram|twitch)\b", re.IGNORECASE)
 

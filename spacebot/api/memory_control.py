@@ -429,7 +429,9 @@ async def run_on_closed(
     Errors: SpacebotError.
     """
     failure: Exception | None = None
-    async with open_desk(AgentId(agent_id), paths, OnnxEmbedder(verdicts=paths.root / "native.json"), log_folder, policy) as desk:
+    async with open_desk(
+        AgentId(agent_id), paths, OnnxEmbedder(verdicts=paths.root / "native.json"), log_folder, policy
+    ) as desk:
         try:
             await OPERATIONS[command].run(desk, request, send, file)
         except Exception as error:  # out of the nursery as itself, not in a group

@@ -11,6 +11,7 @@ Source:  control spec 4.1, 4.2
 import errno
 import logging
 import socket
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -51,6 +52,7 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 256  # connections that wait to be accepted
 KEEP_CONNECTION_S = 75.0  # an idle connection; people pause between messages, and a new one costs more than it
+LINGER_S = 1.0  # for a caller that is turned away
 GRACE_S = 3.0  # for requests in flight when the program stops
 
 
@@ -89,7 +91,7 @@ async def serve_api(
         connections.add(connection)
         try:
             if await _is_forbidden(stream):
-                await stream.send_all(_FORBIDDEN)
+                await _turn_away(stream)
                 return
             await TCPServer(wrap_app(app, 0, "asgi"), settings, context, ConnectionState({}), connection).run()  # type: ignore[arg-type]
         except Exception as error:  # boundary: connection
@@ -117,6 +119,15 @@ async def serve_api(
             streams.close()
             await context.terminated.set()  # idle connections close now, busy ones after their answer
         around.cancel_scope.cancel()
+
+
+async def _turn_away(stream: trio.SocketStream) -> None:
+    """Answer, and read on for a moment: closing on unread words would take the answer away from who sent them."""
+    with trio.move_on_after(LINGER_S), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.send_all(_FORBIDDEN)
+        await stream.send_eof()
+        while await stream.receive_some(65_536):
+            pass
 
 
 async def _is_forbidden(stream: trio.SocketStream) -> bool:

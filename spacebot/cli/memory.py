@@ -304,8 +304,11 @@ def _stats(door: _Door, options: Namespace) -> int:
     for kind, count in stats.pop("counts_by_type").items():
         print(f"{kind:14} {count:>9,}")
     print("-" * 24)
+    problem = stats.pop("problem", None)
     for name, value in stats.items():
         print(f"{name.replace('_', ' '):14} {f'{value:,}' if isinstance(value, int) else value:>9}")
+    if problem:
+        print(f"problem: {problem}")
     return 0
 
 

@@ -182,13 +182,14 @@ def gather(
 
 
 def _candidate(row: Row) -> Candidate:
+    key, content, source, subject, channel_id, is_private, owner, place, created_at, importance, *_ = row
     return Candidate(
-        id=MemoryId(row["id"]),
-        content=row["content"],
-        said_at=row["created_at"],
-        importance=row["importance"],
-        conversation=(row["channel_id"], row["is_private"], row["owner"]),
-        place=row["place"],
-        source=row["source"],
-        subject=row["subject"],
+        id=MemoryId(key),
+        content=content,
+        said_at=created_at,
+        importance=importance,
+        conversation=(channel_id, is_private, owner),
+        place=place,
+        source=source,
+        subject=subject,
     )

@@ -11,8 +11,8 @@ Source:  memory spec 3.3, 3.4 and pitfalls P-03 to P-06
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ Progress = Callable[[str, int, int], None]  # what is being done, how many rows 
 Settle = Callable[[Sequence[str], Sequence[VectorRow]], None]  # what the table has seen: ids that are gone, rows
 
 POLL_S = 0.2  # between two looks at how far a thread came
+CLOSE_TRIES, CLOSE_PAUSE_S = 200, 0.02  # for a thread of the library's that is still taking rows when it has failed
 LINE_LIMIT = 100_000  # bytes that a child may say without ending a line
 
 
@@ -190,8 +191,11 @@ class TableKeeper:
                 nonlocal done
                 done = rows
 
-            with closing(self._stored.stream()) as pieces:
+            pieces = self._stored.stream()
+            try:
                 self.table.create(pieces, note)
+            finally:
+                _close(pieces)
 
         async def report() -> None:
             while True:
@@ -305,3 +309,14 @@ class TableKeeper:
         if missing or orphans:
             self._unoptimized += len(missing) + len(orphans)
             log.info("vector table brought into step", extra=kv(added=len(missing), deleted=len(orphans)))
+
+
+def _close(pieces: Generator[Any, None, None]) -> None:
+    """Close what the library reads from; blocks while one of its threads is inside."""
+    for _ in range(CLOSE_TRIES):
+        try:
+            pieces.close()
+            return
+        except ValueError:  # it is being read this moment
+            time.sleep(CLOSE_PAUSE_S)
+    log.warning("vector library still reads after its failure")

@@ -6,7 +6,7 @@ far as the searches found them. Everything is computed from candidates that the 
 
 Pure functions: no store, no clock.
 
-Flow:    Candidate per memory -> shortlist -> features -> weighted sum; or fuse -> boosts
+Flow:    Candidate per memory -> features -> weighted sum; or fuse -> boosts
 Floor:   memory; may import base
 Source:  weights: softmax regression over LoCoMo's turns and facts; `python -m tests.bench recall`.
          Cormack, Clarke, Büttcher, Reciprocal Rank Fusion, SIGIR 2009
@@ -20,15 +20,15 @@ from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from functools import lru_cache
 from operator import mul
+from typing import NamedTuple
 
 from spacebot.base.clock import from_text
 from spacebot.base.ids import MemoryId
 from spacebot.memory.question import Question
-from spacebot.memory.words import STOP_STEMS, WORD, fold, stems
+from spacebot.memory.words import STOP_STEMS, fold, stems, words_of
 
 RRF_K = 10  # measured on LoCoMo: evidence recall@10 .678 against .654 with the usual 60
 BEFORE, AFTER = 3, 2  # neighbours; one before and one after cost 0.5 points, four and three 0.5
-SHORTLIST = 100  # candidates whose words are looked at
 SEEDS = 30  # whose neighbours become candidates
 READ_CHARACTERS = 2000  # of a memory, when its words are compared: a few long ones must not make a recall slow
 SHORT_CHARACTERS = 400
@@ -122,8 +122,7 @@ def people_of(content: str, source: str | None, ids: Iterable[str | None] = ()) 
     return people
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What the words of a text say about it, whatever the question."""
 
     stems: frozenset[str]
@@ -158,7 +157,7 @@ _moment = lru_cache(maxsize=4096)(from_text)
 
 @lru_cache(maxsize=1024)
 def _name_words(name: str) -> frozenset[str]:
-    return frozenset(WORD.findall(fold(name)))
+    return frozenset(words_of(name))
 
 
 @lru_cache(maxsize=1024)
@@ -235,23 +234,11 @@ class Surroundings:
                     self.near[index] = [near for step in _STEPS if (near := places.get(place + step)) is not None]
                     self.before[index] = places.get(place - 1)
 
-    def shortlist(self, limit: int) -> list[int]:
-        """Places of the most promising by scores alone, ties by id; what a walk found always stays."""
-        promise = []
-        for index, near in enumerate(self.near):
-            words, meaning = 2 * self.words[index], self.meaning[index]
-            for other in near:
-                words += self.words[other]
-                meaning += self.meaning[other]
-            promise.append(self.base[index] + words / 4 + meaning / (1 + len(near)) + self.candidates[index].walk)
-        ordered = sorted(range(len(promise)), key=lambda index: (-promise[index], self.candidates[index].id))
-        return ordered[:limit] + [index for index in ordered[limit:] if self.candidates[index].walk]
-
 
 def score(
     question: Question, surroundings: Surroundings, rarity: Mapping[str, float], weights: Weights
 ) -> dict[MemoryId, float]:
-    """Weighted sums of features over the shortlist.
+    """Weighted sums of the features of all candidates.
 
     Args:
         rarity: per stem of the question how much it says, such as an inverse document frequency.
@@ -263,46 +250,66 @@ def score(
 def features(
     question: Question, surroundings: Surroundings, rarity: Mapping[str, float]
 ) -> dict[MemoryId, dict[str, float]]:
-    """What speaks for and against each memory of the shortlist, by the names of `Weights`."""
+    """What speaks for and against each candidate, by the names of `Weights`."""
     return {key: dict(zip(FEATURES, row, strict=True)) for key, row in _rows(question, surroundings, rarity)}
 
 
 def _rows(
     question: Question, surroundings: Surroundings, rarity: Mapping[str, float]
 ) -> Iterator[tuple[MemoryId, tuple[float, ...]]]:
-    """Per memory of the shortlist its features, in the order of `FEATURES`."""
-    listed = surroundings.shortlist(SHORTLIST)
-    texts = {other for index in listed for other in surroundings.near[index]}.union(listed)
-    known = {index: reading(surroundings.candidates[index].content) for index in texts}
-    wanted = frozenset(rarity)
-    hits = {index: wanted & text.stems for index, text in known.items()}
-    total = sum(rarity.values()) or 1.0
-    talks: dict[tuple[object, ...], float] = defaultdict(float)
-    for index in listed:
-        talk = surroundings.talks[index]
-        talks[talk] = max(talks[talk], surroundings.base[index])
-    full_walk = max((surroundings.candidates[index].walk for index in listed), default=0.0) or 1.0
-    cosines, base = surroundings.cosines, surroundings.base
-    for index in listed:
-        candidate, near, text = surroundings.candidates[index], surroundings.near[index], known[index]
-        together = hits[index].union(*[hits[other] for other in near])
-        before = surroundings.before[index]
+    """Per candidate its features, in the order of `FEATURES`."""
+    cosines, base, talks = surroundings.cosines, surroundings.base, surroundings.talks
+    texts = [reading(candidate.content) for candidate in surroundings.candidates]
+    coverage = _Coverage(rarity)
+    hits = [coverage.mark(text.stems) for text in texts]
+    best: dict[tuple[object, ...], float] = {}  # of each talk
+    for talk, value in zip(talks, base, strict=True):
+        if value > best.get(talk, -1.0):
+            best[talk] = value
+    full_walk = max((candidate.walk for candidate in surroundings.candidates), default=0.0) or 1.0
+    names, subject = [fold(name) for name in question.names], fold(question.subject or "")
+    for index, candidate in enumerate(surroundings.candidates):
+        near, before = surroundings.near[index], surroundings.before[index]
+        together, around = hits[index], cosines[index]
+        for other in near:
+            together |= hits[other]
+            around += cosines[other]
         yield (
             candidate.id,
             (
                 surroundings.words[index],
                 surroundings.meaning[index],
                 cosines[index],
-                (cosines[index] + sum([cosines[other] for other in near])) / (1 + len(near)),
-                sum([rarity[stem] for stem in sorted(together)]) / total,
-                talks[surroundings.talks[index]] / 2,
-                base[before] / 2 if before is not None and known[before].asks else 0.0,
-                *_people(question, candidate),
-                *_days(question, candidate),
-                *_form(question, candidate, text),
+                around / (1 + len(near)),
+                coverage.share(together),
+                best[talks[index]] / 2,
+                base[before] / 2 if before is not None and texts[before].asks else 0.0,
+                *(_people(candidate, names, subject) if names else (0.0, 0.0, 0.0)),
+                *(_days(question, candidate) if question.spans else (0.0, 0.0)),
+                *_form(question, candidate, texts[index]),
                 candidate.walk / full_walk,
             ),
         )
+
+
+class _Coverage:
+    """Which stems of a question a text has, as bits, and what share of the question they are."""
+
+    def __init__(self, rarity: Mapping[str, float]) -> None:
+        self._bits = {stem: 1 << place for place, stem in enumerate(sorted(rarity))}
+        self._rarity = {bit: rarity[stem] for stem, bit in self._bits.items()}
+        self._wanted = frozenset(rarity)
+        self._total = sum(self._rarity.values()) or 1.0
+        self._shares: dict[int, float] = {}
+
+    def mark(self, known: frozenset[str]) -> int:
+        return sum([self._bits[stem] for stem in self._wanted & known])
+
+    def share(self, marks: int) -> float:
+        if (share := self._shares.get(marks)) is None:
+            share = sum(rarity for bit, rarity in self._rarity.items() if marks & bit) / self._total
+            self._shares[marks] = share
+        return share
 
 
 def spread_out(
@@ -328,17 +335,15 @@ def rarity_of(counts: Mapping[str, int], total: int) -> dict[str, float]:
 
 def _is_by(candidate: Candidate, name: str) -> bool:
     """Said by this person; a text that nobody said is by whom it names."""
-    return fold(name) in (candidate.people or WORD.findall(fold(candidate.content)))
+    return fold(name) in (candidate.people or words_of(candidate.content))
 
 
-def _people(question: Question, candidate: Candidate) -> tuple[float, float, float]:
+def _people(candidate: Candidate, names: Sequence[str], subject: str) -> tuple[float, float, float]:
     """Features `subject`, `chosen_subject`, `stranger`."""
-    if not question.names:
-        return (0.0, 0.0, 0.0)
-    people = candidate.people or frozenset(WORD.findall(fold(candidate.content)))
-    if question.subject and fold(question.subject) in people:
-        return (1.0, 0.0, 0.0) if len(question.names) == 1 else (0.0, 1.0, 0.0)
-    return (0.0, 0.0, 0.0 if any(fold(name) in people for name in question.names) else 1.0)
+    people = candidate.people or words_of(candidate.content)
+    if subject in people:
+        return (1.0, 0.0, 0.0) if len(names) == 1 else (0.0, 1.0, 0.0)
+    return (0.0, 0.0, 0.0 if any(name in people for name in names) else 1.0)
 
 
 def fits_date(question: Question, candidate: Candidate) -> float:

@@ -42,6 +42,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 CANDIDATES = 120  # per leg; 200 found no more
+CONSIDERED = 100  # of all that were scored; what comes behind cannot get to the front any more
 STARTS = 5  # a walk begins at the best of what was found; memory spec 7.3
 DEPTH = 2  # hops
 GRAPH_VOTE = 0.1  # of a full leg: a list ordered by importance must not outvote the two that read the question
@@ -196,8 +197,9 @@ class Searcher:
         candidates = gathered.candidates
         is_linear = self.policy.fusion is Fusion.LINEAR
         scores = self._by_score(question, words, gathered) if is_linear else self._by_rank(question, legs, gathered)
-        first = in_order(scores, candidates)[: ranking.DIVERSE + query.limit]
-        pairs = versions(connection, first, query.viewer)
+        considered = sorted(scores, key=lambda key: (-scores[key], key))[: max(CONSIDERED, 2 * query.limit)]
+        scores = {key: scores[key] for key in considered}
+        pairs = versions(connection, considered, query.viewer)
         old = frozenset(older for _, older in pairs)
         adjusted = adjust(scores, candidates, old, now, outdated=OUTDATED_SCORE if is_linear else OUTDATED)
         adjusted = newest_first(adjusted, pairs)

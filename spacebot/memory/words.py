@@ -42,6 +42,7 @@ FORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(  # every form to all fo
     {form: group for group in _GROUPS for form in group}
 )
 _SUFFIXES = ("ization", "ations", "ation", "ments", "ment", "ness", "fully", "ful", "ively", "ive", "ions", "ion", "ly")
+_ASCII_WORDS = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 _VOWEL = re.compile(r"[aeiouy]")
 
 
@@ -82,9 +83,16 @@ def stem(word: str) -> str:
     return word[:-1] + "i" if word.endswith("y") else word.removesuffix("e")
 
 
+def words_of(text: str) -> list[str]:
+    """The folded words of a text, in order."""
+    if text.isascii():  # four times as fast as the expression
+        return text.translate(_ASCII_WORDS).split()
+    return WORD.findall(fold(text))
+
+
 def stems(text: str) -> frozenset[str]:
     """The stems of all words of a text."""
-    return frozenset(map(stem, WORD.findall(fold(text))))
+    return frozenset(map(stem, words_of(text)))
 
 
 STOP_STEMS = frozenset(stem(word) for word in STOP_WORDS)

@@ -25,6 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning"),
 ]
 MARKUP = "<b>bold</b><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+HAS_SLID_IN = "return document.getElementById('inside').getBoundingClientRect().right <= innerWidth"
 IS_NARROW = "return document.documentElement.scrollWidth <= innerWidth"
 BULLETIN = "Nora works in Bergen. The release is planned for **Tuesday**."
 
@@ -315,6 +316,7 @@ async def test_no_text_becomes_markup_and_nothing_is_wider_than_the_screen(tmp_p
         def inside() -> None:
             if width < 600:
                 page.one("#open-inside").click()
+                page.browser.wait(lambda: page.script(HAS_SLID_IN), "the drawer")
 
         def steps() -> None:
             page.dark()

@@ -82,6 +82,9 @@ def test_a_memory_is_added_found_shown_and_forgotten(door: Instance) -> None:
     assert found[0]["id"] in shown
     assert "Ann likes green tea" in shown
     assert ask(door, "stats")["counts_by_type"]["preference"] == 1
+    listed = door.run("memory", "stats").stdout.splitlines()
+    assert "preference             1" in listed
+    assert "engine             exact" in listed
 
     ask(door, "forget", found[0]["id"][:8], "--reason", "she changed her mind")
     assert ask(door, "search", "tea")["memories"] == []
