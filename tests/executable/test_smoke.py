@@ -144,6 +144,22 @@ def test_what_is_said_in_the_web_chat_is_remembered(run: Run, daemon: int, insta
     assert list(instance.parent.iterdir()) == [instance]
 
 
+def test_helpers_of_the_packed_program_run(executable: Path, environment: dict[str, str]) -> None:
+    """The vector library is tried, and documents are read, in processes of their own."""
+    tried = subprocess.run([executable, "memory-child", "lancedb"], env=environment, check=False)
+    page = b"<html><body><script>no()</script><p>It rains in Bergen</p></body></html>"
+    read = subprocess.run(
+        [executable, "extract-document", "html"], env=environment, input=page, capture_output=True, check=False
+    )
+    broken = subprocess.run(
+        [executable, "extract-document", "pdf"], env=environment, input=b"%PDF-1.7 no", capture_output=True, check=False
+    )
+    assert tried.returncode == 0
+    assert (read.returncode, read.stdout.strip()) == (0, b"It rains in Bergen")
+    assert broken.returncode != 0
+    assert b"ModuleNotFoundError" not in broken.stderr
+
+
 def test_the_foreground_program_is_the_started_process(
     executable: Path, environment: dict[str, str], port: int, tmp_path: Path
 ) -> None:
