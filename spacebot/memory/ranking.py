@@ -15,7 +15,7 @@ Source:  weights: softmax regression over LoCoMo's turns and facts; `python -m t
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from functools import lru_cache
@@ -60,6 +60,8 @@ class Weights:
     subject: float = 0.54  # said by, or about, the one whom the question asks about
     chosen_subject: float = 1.13  # the same where the question names several people
     stranger: float = -0.50  # by and about nobody whom the question names
+    begins: float = 0.3  # begins with the name of the one asked about, and nobody is known to have said it
+    away: float = -1.2  # of a conversation in which that one neither speaks nor is spoken of
     day: float = 4.74  # of the very day that the question names
     near: float = 4.52  # near that day, or in the month
     size: float = 0.68  # log(1 + words that mean something)
@@ -267,7 +269,7 @@ def _rows(
         if value > best.get(talk, -1.0):
             best[talk] = value
     full_walk = max((candidate.walk for candidate in surroundings.candidates), default=0.0) or 1.0
-    names, subject = [fold(name) for name in question.names], fold(question.subject or "")
+    people = _people(question, surroundings.candidates)
     for index, candidate in enumerate(surroundings.candidates):
         near, before = surroundings.near[index], surroundings.before[index]
         together, around = hits[index], cosines[index]
@@ -284,7 +286,7 @@ def _rows(
                 coverage.share(together),
                 best[talks[index]] / 2,
                 base[before] / 2 if before is not None and texts[before].asks else 0.0,
-                *(_people(candidate, names, subject) if names else (0.0, 0.0, 0.0)),
+                *people[index],
                 *(_days(question, candidate) if question.spans else (0.0, 0.0)),
                 *_form(question, candidate, texts[index]),
                 candidate.walk / full_walk,
@@ -338,12 +340,29 @@ def _is_by(candidate: Candidate, name: str) -> bool:
     return fold(name) in (candidate.people or words_of(candidate.content))
 
 
-def _people(candidate: Candidate, names: Sequence[str], subject: str) -> tuple[float, float, float]:
-    """Features `subject`, `chosen_subject`, `stranger`."""
-    people = candidate.people or words_of(candidate.content)
-    if subject in people:
-        return (1.0, 0.0, 0.0) if len(names) == 1 else (0.0, 1.0, 0.0)
-    return (0.0, 0.0, 0.0 if any(name in people for name in names) else 1.0)
+def _people(question: Question, candidates: Sequence[Candidate]) -> list[tuple[float, ...]]:
+    """Features `subject`, `chosen_subject`, `stranger`, `begins`, `away` of each candidate."""
+    if not question.names:
+        return [(0.0,) * 5] * len(candidates)
+    names, subject = [fold(name) for name in question.names], fold(question.subject or "")
+    is_chosen = float(len(names) > 1)
+    found = []
+    homes = set()
+    for candidate in candidates:
+        people: Collection[str] = candidate.people
+        begins = 0.0
+        if not people:
+            people = words = words_of(candidate.content)
+            begins = float(words[:1] == [subject])
+        if subject in people:
+            homes.add(candidate.conversation)
+            found.append((1.0 - is_chosen, is_chosen, 0.0, begins))
+        else:
+            found.append((0.0, 0.0, 0.0 if any(name in people for name in names) else 1.0, 0.0))
+    return [
+        (*values, float(bool(homes) and candidate.conversation not in homes))
+        for values, candidate in zip(found, candidates, strict=True)
+    ]
 
 
 def fits_date(question: Question, candidate: Candidate) -> float:

@@ -49,7 +49,7 @@ GRAPH_VOTE = 0.1  # of a full leg: a list ordered by importance must not outvote
 RECENCY, RECENCY_HALF_LIFE_DAYS = 0.03, 30.0  # as a tie-break; a stronger preference cost 0.5 to 1.7 points
 IMPORTANCE = 0.05
 OUTDATED = 0.5  # factor of a memory that has a newer version, with fusion by rank
-OUTDATED_SCORE = 0.9  # the same of a score, which also stays below a newer one's that fits as well: 0.5 cost 3 points
+OUTDATED_SCORE = 0.95  # the same of a score, which also stays below a newer one's that fits as well; 0.9 cost 0.3 points
 LONGEST_HISTORY = 8  # versions of one thing that are put in order
 JUST_BELOW = 0.999
 ABOUT_EQUAL = 1.15  # a newer version that fits clearly worse speaks of something else
@@ -90,8 +90,9 @@ class SearchPolicy:
         """The weights without what is switched off."""
         off = {
             "around": self.neighbours, "answers": self.neighbours, "subject": self.people,
-            "chosen_subject": self.people, "stranger": self.people, "day": self.dates, "near": self.dates,
-            "size": self.form, "question": self.form, "time": self.form, "proper": self.form, "talk": self.talks,
+            "chosen_subject": self.people, "stranger": self.people, "begins": self.people, "away": self.people,
+            "day": self.dates, "near": self.dates, "size": self.form, "question": self.form, "time": self.form,
+            "proper": self.form, "talk": self.talks,
         }  # fmt: skip
         return replace(self.weights, **{name: 0.0 for name, is_on in off.items() if not is_on})
 
