@@ -16,7 +16,7 @@ run: venv model
 	@$(BIN)/python -m spacebot start --foreground
 
 test: venv model
-	@$(BIN)/python -m pytest -q --ignore=tests/executable
+	@$(BIN)/python -m pytest -q --ignore=tests/executable -n auto --maxprocesses=4 --dist worksteal
 
 check: venv
 	@$(BIN)/ruff format --check --quiet spacebot tests build || { echo "run: $(BIN)/ruff format spacebot tests build"; exit 1; }

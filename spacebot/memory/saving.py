@@ -119,8 +119,8 @@ def insert(
             memory_type=new.memory_type,
             importance=importance,
             created_at=_aware(new.created_at or from_text(now)),
-            updated_at=from_text(now),
-            last_accessed_at=from_text(now),
+            updated_at=_aware(new.created_at or from_text(now)),
+            last_accessed_at=from_text(now),  # it was looked at when it was brought in: it must not count as long idle
             source=origin.source,
             channel_id=origin.channel_id,
             user_id=origin.user_id,
@@ -135,7 +135,7 @@ def insert(
             "last_accessed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (memory.id, content, mark, new.memory_type, importance, importance, origin.source, origin.channel_id,
              origin.user_id, origin.message_id, new.subject, origin.is_direct, viewer.owner, new.permanent,
-             to_text(memory.created_at), now, now),
+             to_text(memory.created_at), to_text(memory.updated_at), now),
         )  # fmt: skip
     has_vector = connection.execute(
         "SELECT 1 FROM embeddings WHERE memory_id = ? AND model = ?", (memory.id, model)

@@ -49,10 +49,13 @@ GRAPH_VOTE = 0.1  # of a full leg: a list ordered by importance must not outvote
 RECENCY, RECENCY_HALF_LIFE_DAYS = 0.03, 30.0  # as a tie-break; a stronger preference cost 0.5 to 1.7 points
 IMPORTANCE = 0.05
 OUTDATED = 0.5  # factor of a memory that has a newer version, with fusion by rank
-OUTDATED_SCORE = 0.95  # the same of a score, which also stays below a newer one's that fits as well; 0.9 cost 0.3 points
+OUTDATED_SCORE = (
+    0.95  # the same of a score, which also stays below a newer one's that fits as well: 0.9 cost 0.3 points
+)
 LONGEST_HISTORY = 8  # versions of one thing that are put in order
 JUST_BELOW = 0.999
-ABOUT_EQUAL = 1.15  # a newer version that fits clearly worse speaks of something else
+ABOUT_EQUAL = 1.15  # a newer version that fits clearly worse speaks of something else; 1.25 cost 0.2 points
+ABOUT_EQUAL_TOLD = 1.5  # the same where it was not inferred, but said, that it is the newer version
 FULL_SCORE = 25.0  # more than any of 2,800 questions gave a memory (half of them give 12); so scores lie in 0..1
 WHY_WORDS = 6
 WEIGHTS = Weights()
@@ -251,18 +254,21 @@ def adjust(
     return adjusted
 
 
-def newest_first(scores: Mapping[MemoryId, float], pairs: Sequence[tuple[MemoryId, MemoryId]]) -> dict[MemoryId, float]:
+def newest_first(
+    scores: Mapping[MemoryId, float], pairs: Mapping[tuple[MemoryId, MemoryId], bool]
+) -> dict[MemoryId, float]:
     """Scores under which an older version does not go before its newer one, if that fits the question about as well.
 
     Args:
-        pairs: newer, older.
+        pairs: newer, older; and whether somebody said so.
     """
     capped = dict(scores)
     for _ in range(LONGEST_HISTORY):
         changed = False
-        for newer, older in pairs:
+        for (newer, older), is_told in pairs.items():
             most = capped.get(newer, 0.0) * JUST_BELOW
-            if older in capped and most < capped[older] <= most * ABOUT_EQUAL:
+            about = most * (ABOUT_EQUAL_TOLD if is_told else ABOUT_EQUAL)
+            if older in capped and most < capped[older] <= about:
                 capped[older], changed = most, True
         if not changed:
             break

@@ -267,15 +267,18 @@ def walk(connection: Connection, starts: Sequence[MemoryId], viewer: Viewer, dep
     return scores
 
 
-def versions(connection: Connection, ids: Sequence[str], viewer: Viewer) -> list[tuple[MemoryId, MemoryId]]:
-    """Pairs of a live newer version that the viewer may see, and the one of `ids` that it updates."""
+def versions(connection: Connection, ids: Sequence[str], viewer: Viewer) -> dict[tuple[MemoryId, MemoryId], bool]:
+    """Pairs of a live newer version that the viewer may see, and the one of `ids` that it updates.
+
+    True: somebody said so; False: it was inferred from how much they have in common.
+    """
     rows = connection.execute(
-        "SELECT a.source_id, a.target_id FROM associations a CROSS JOIN memories m ON m.id = a.source_id "
+        "SELECT a.source_id, a.target_id, a.origin FROM associations a CROSS JOIN memories m ON m.id = a.source_id "
         "WHERE a.relation_type = 'updates' AND a.target_id IN (SELECT value FROM json_each(:ids)) "
         f"AND {LIVE} AND {VISIBLE} ORDER BY a.target_id, a.source_id",
         {**scope(viewer), "ids": json.dumps(list(ids))},
     )
-    return [(MemoryId(row["source_id"]), MemoryId(row["target_id"])) for row in rows]
+    return {(MemoryId(row["source_id"]), MemoryId(row["target_id"])): row["origin"] != str(Origin.AUTO) for row in rows}
 
 
 def _to_association(row: Row) -> Association:

@@ -115,3 +115,18 @@ def test_spreading_out_lowers_only_later_ones_of_a_talk(scores: dict[MemoryId, f
 def test_rare_words_say_more(count: int) -> None:
     rarity = rarity_of({"rare": count, "common": count + 1}, 100)
     assert rarity["rare"] >= rarity["common"] > 0
+
+
+def test_the_one_asked_about_is_looked_for_where_he_speaks() -> None:
+    about = candidate("a", "Bob keeps bees behind the house.", conversation=("facts", 0, None))
+    mentions = candidate("b", "Ann likes the bees that Bob keeps.", conversation=("facts", 0, None))
+    elsewhere = candidate("c", "Eve: bees and a house", conversation=("other", 0, None))
+    found = features(
+        read("Where does Bob keep his bees?", date(2026, 1, 1)).about(["bob"]),
+        Surroundings([about, mentions, elsewhere]),
+        {"bee": 1.0},
+    )
+    assert [found[c.id]["begins"] for c in (about, mentions, elsewhere)] == [1.0, 0.0, 0.0]
+    assert [found[c.id]["away"] for c in (about, mentions, elsewhere)] == [0.0, 0.0, 1.0]
+    nobody = features(read("Where are bees?", date(2026, 1, 1)), Surroundings([about, elsewhere]), {"bee": 1.0})
+    assert all(values["away"] == values["begins"] == 0 for values in nobody.values())

@@ -103,11 +103,13 @@ def test_a_newer_version_goes_before_the_older_one() -> None:
 def test_no_older_version_goes_before_its_newer_one(
     scores: dict[MemoryId, float], pairs: list[tuple[MemoryId, MemoryId]]
 ) -> None:
-    history = [(newer, older) for newer, older in pairs if newer < older]  # no circles
+    history = {(newer, older): (ord(newer) + ord(older)) % 2 == 0 for newer, older in pairs if newer < older}
     capped = newest_first(scores, history)
     assert capped.keys() == scores.keys()
     assert all(capped[key] <= scores[key] for key in scores)
-    assert all(capped[a] >= capped[b] or capped[b] > 1.1 * capped[a] for a, b in history if a in capped and b in capped)
+    for (newer, older), is_told in history.items():
+        if newer in capped and older in capped:
+            assert capped[newer] >= capped[older] or capped[older] > (1.4 if is_told else 1.1) * capped[newer]
 
 
 def test_age_and_importance_only_break_near_ties() -> None:
@@ -124,3 +126,10 @@ def test_scores_below_the_wanted_one_are_left_out_before_numbering() -> None:
     memories = {MemoryId(c): memory(c) for c in "abc"}
     hits = rank({MemoryId("a"): 0.3, MemoryId("b"): 0.1, MemoryId("c"): 0.2}, memories, {}, min_score=0.15)
     assert [(hit.memory.id, hit.rank) for hit in hits] == [("a", 1), ("c", 2)]
+
+
+@pytest.mark.parametrize(("is_told", "first"), [(True, "b"), (False, "a")])
+def test_what_somebody_said_to_be_newer_goes_first_even_if_it_fits_somewhat_worse(is_told: bool, first: str) -> None:
+    newer, older = MemoryId("b"), MemoryId("a")
+    capped = newest_first({older: 0.45, newer: 0.35}, {(newer, older): is_told})
+    assert max(capped, key=lambda key: capped[key]) == first
