@@ -16,7 +16,8 @@ run: venv model
 	@$(BIN)/python -m spacebot start --foreground
 
 test: venv model
-	@$(BIN)/python -m pytest -q --ignore=tests/executable -n auto --maxprocesses=4 --dist worksteal
+	@$(BIN)/python -m pytest -q --ignore=tests/executable --ignore=tests/flows -n auto --maxprocesses=4 --dist worksteal
+	@$(BIN)/python -m pytest -q tests/flows   # whole programs on the real clock, which need the machine to themselves
 
 check: venv
 	@$(BIN)/ruff format --check --quiet spacebot tests build || { echo "run: $(BIN)/ruff format spacebot tests build"; exit 1; }
