@@ -76,7 +76,7 @@ class IndexPolicy:
     exact_limit: int = 120_000  # memories; 8.4 ms a search, 118 MiB: up to here the table is no faster, and larger
     index_rows: int = 20_000  # from here on the table gets an HNSW index, one partition
     uses_child: bool = True  # keep the table in step from outside, as long as it does not answer
-    flush_after_s: float = 1800.0  # nobody waits for the table of a small store, and a child costs 2 s of processor time
+    flush_after_s: float = 1800.0  # nobody waits for the table of a small store, and a child costs 2 s of a core
     flush_after_large_s: float = 1.0  # once the table answers, what it lacks is scanned on top
     flush_rows: int = 1000  # once the table answers: so many changes do not wait
     optimize_changes: int = 300  # small fragments double the latency at 50
