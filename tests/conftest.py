@@ -4,6 +4,7 @@ A test that provokes an error record claims it: `logs.expect("turn failed")`.
 """
 
 import logging
+import signal
 import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -11,6 +12,9 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; programs under test must be stoppable
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("spacebot", deadline=None, max_examples=100, database=None)
 hypothesis.settings.load_profile("spacebot")
