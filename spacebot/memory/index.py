@@ -471,9 +471,8 @@ class VectorIndex:
         finally:
             if not self._keeper.is_ready:
                 if self.problem is not None and self._engine is Engine.SCAN:
-                    self._engine = None  # the next search, or the lines below, load everything
+                    self._engine = None  # the next search loads everything
                     self._matrix = Matrix(self._dimensions)
-                    await self.load()
                 self._is_opening = False
                 if self._engine is Engine.SCAN:
                     self._forget_matrix()
