@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import trio
 
-from spacebot.agent.engine import Engine
+from spacebot.agent.engines import engine_of
 from spacebot.agent.history import Entry, EntryKind, LiveHistory
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.render import render_transcript
@@ -32,7 +32,7 @@ from spacebot.base.text import cut_bytes
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
 from spacebot.conversations.records import LoggedMessage, SummaryKind
 from spacebot.llm.history import BYTES_PER_TOKEN
-from spacebot.llm.messages import ModelMessage, ProcessKind, SystemBlock
+from spacebot.llm.messages import ModelMessage, ProcessKind
 from spacebot.memory.types import Provenance
 
 log = logging.getLogger(__name__)
@@ -216,17 +216,7 @@ class Compactor:
         system = parts.prompts.render(
             "COMPACTOR", current_time=format_local(parts.clock.now(), parts.zone), max_words=words
         )
-        engine = Engine(
-            model=parts.model,
-            kind=ProcessKind.COMPACTOR,
-            node=node,
-            events=parts.events,
-            system=(SystemBlock(system),),
-            tools={tool.name: tool for tool in tools},
-            specs=tuple(parts.prompts.tool_spec(tool) for tool in tools),
-            window=lambda: parts.window(ProcessKind.COMPACTOR),
-            overflow_note=parts.prompts.render("fragments/overflow"),
-        )
+        engine = engine_of(parts, ProcessKind.COMPACTOR, node, system, tools)
         prompt = parts.prompts.render("fragments/compaction", transcript=transcript, number=number, total=total)
         messages = [ModelMessage.user(prompt)]
         await engine.run(messages, budget=BUDGET)

@@ -16,13 +16,14 @@ from pathlib import PurePosixPath
 import trio
 
 from spacebot.agent.chunking import Chunk
-from spacebot.agent.engine import Ending, Engine
+from spacebot.agent.engine import Ending
+from spacebot.agent.engines import engine_of
 from spacebot.agent.parts import AgentParts
 from spacebot.base.clock import format_local
 from spacebot.base.errors import StorageError, ToolError
 from spacebot.base.redaction import scrub
 from spacebot.base.tree import Node
-from spacebot.llm.messages import ModelMessage, ProcessKind, SystemBlock
+from spacebot.llm.messages import ModelMessage, ProcessKind
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import Provenance, Viewer
 from spacebot.tools.contract import Tool, ToolOutput
@@ -89,17 +90,7 @@ async def distil(parts: AgentParts, node: Node, part: Part) -> Distilled:
     """
     save = _Save(memory=parts.memory, filename=part.filename, happened_at=moment_of(part.filename, parts))
     tools: tuple[Tool, ...] = (save, MemoryRecall(memory=parts.memory, viewer=Viewer()))
-    engine = Engine(
-        model=parts.model,
-        kind=ProcessKind.BRANCH,
-        node=node,
-        events=parts.events,
-        system=(SystemBlock(parts.prompts.render("INGESTION")),),
-        tools={tool.name: tool for tool in tools},
-        specs=tuple(parts.prompts.tool_spec(tool) for tool in tools),
-        window=lambda: parts.window(ProcessKind.BRANCH),
-        overflow_note=parts.prompts.render("fragments/overflow"),
-    )
+    engine = engine_of(parts, ProcessKind.BRANCH, node, parts.prompts.render("INGESTION"), tools)
     prompt = await _prompt(parts, part)
     with trio.move_on_after(PART_S):
         result = await engine.run([ModelMessage.user(prompt)], budget=BUDGET)

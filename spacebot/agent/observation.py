@@ -21,7 +21,7 @@ from datetime import datetime, tzinfo
 from typing import Any
 
 from spacebot.agent.bulletin import ANYBODY
-from spacebot.agent.engine import Engine
+from spacebot.agent.engines import engine_of
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.render import neutral
 from spacebot.base.clock import from_text, to_text
@@ -29,7 +29,7 @@ from spacebot.base.errors import NotFoundError, ToolError
 from spacebot.base.ids import ConversationId, MemoryId, platform_of
 from spacebot.base.text import cut_bytes
 from spacebot.base.tree import Node
-from spacebot.llm.messages import ModelMessage, ProcessKind, SystemBlock
+from spacebot.llm.messages import ModelMessage, ProcessKind
 from spacebot.memory.association import DoubtfulPair, Verdict
 from spacebot.memory.types import Memory, MemoryType, Provenance, Query, SearchMode
 from spacebot.storage.settings import Settings
@@ -123,18 +123,8 @@ async def observe(parts: AgentParts, node: Node, news: News, cursor: Cursor) -> 
     """
     save = SaveObservation(parts=parts)
     tools: tuple[Tool, ...] = (MemoryRecall(memory=parts.memory, viewer=ANYBODY), save)
-    engine = Engine(
-        model=parts.model,
-        kind=ProcessKind.CORTEX,
-        node=node,
-        events=parts.events,
-        system=(SystemBlock(parts.prompts.render("CORTEX_OBSERVE")),),
-        tools={tool.name: tool for tool in tools},
-        specs=tuple(parts.prompts.tool_spec(tool) for tool in tools),
-        window=lambda: parts.window(ProcessKind.CORTEX),
-        overflow_note=parts.prompts.render("fragments/overflow"),
-        task_type="observation",
-    )
+    system = parts.prompts.render("CORTEX_OBSERVE")
+    engine = engine_of(parts, ProcessKind.CORTEX, node, system, tools, task_type="observation")
     since = "the beginning" if cursor.looked_at is None else f"{cursor.looked_at.astimezone(parts.zone):%Y-%m-%d}"
     prompt = parts.prompts.render(
         "fragments/observations",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from spacebot.agent.engine import Engine
+from spacebot.agent.engines import engine_of
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.render import render_transcript
 from spacebot.agent.toolsets import persistence_tools
@@ -26,7 +26,7 @@ from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
 from spacebot.conversations.records import LoggedMessage, Unsaved
-from spacebot.llm.messages import ModelMessage, ProcessKind, SystemBlock
+from spacebot.llm.messages import ModelMessage, ProcessKind
 from spacebot.memory.types import Provenance
 
 log = logging.getLogger(__name__)
@@ -162,18 +162,7 @@ class PersistenceRuns:
         people = await parts.conversations.participants(self._channel_id)
         tools, save, complete = persistence_tools(parts, _of_one(self._provenance(), rows), people)
         system = parts.prompts.render("MEMORY_PERSISTENCE", current_time=format_local(parts.clock.now(), parts.zone))
-        engine = Engine(
-            model=parts.model,
-            kind=ProcessKind.BRANCH,
-            node=node,
-            events=parts.events,
-            system=(SystemBlock(system),),
-            tools={tool.name: tool for tool in tools},
-            specs=tuple(parts.prompts.tool_spec(tool) for tool in tools),
-            window=lambda: parts.window(ProcessKind.BRANCH),
-            overflow_note=parts.prompts.render("fragments/overflow"),
-            task_type=TASK_TYPE,
-        )
+        engine = engine_of(parts, ProcessKind.BRANCH, node, system, tools, task_type=TASK_TYPE)
         prompt = parts.prompts.render(
             "fragments/persistence",
             earlier=render_transcript(earlier, parts.zone),

@@ -272,6 +272,7 @@ class TestObservations:
             await gate.arrived.wait()
             await opened.agent.memory.forget(ships[3].id)
             gate.event.set()
+            await opened.until(lambda event: event.fields.get("event_type") == "observation_skipped")
             await opened.settled()
             assert logged(opened, "observation_skipped")[0]["memory_ids"] == []
             with sqlite3.connect(opened.database()) as connection:
