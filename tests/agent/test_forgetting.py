@@ -18,6 +18,7 @@ from spacebot.base.events import EventBus, EventKind
 from spacebot.base.paths import AgentPaths, package_file
 from spacebot.base.tree import NodeKind
 from spacebot.conversations.records import Accepted, LedgerState, SummaryKind
+from spacebot.llm.messages import ModelRequest, ToolResult
 from spacebot.memory.curation_log import CurationLog
 from spacebot.memory.index import IndexPolicy
 from spacebot.memory.memory import open_memory
@@ -316,3 +317,49 @@ async def test_a_scheduled_erasure_survives_the_end_of_the_program(clock: MockCl
         async with opened.agent._forgetting._turn:
             assert (await opened.agent.traces_of(ANN)).messages == 0
     assert found_in(tmp_path, "xylocarp") == []
+
+
+async def test_a_person_is_forgotten_by_asking_the_agent(clock: MockClock, tmp_path: Path) -> None:
+    """The whole way: said in the chat, asked by the branch's tool, confirmed in a second message, told, erased."""
+    codes: list[str] = []
+
+    def think(request: ModelRequest) -> Any:
+        results = [part for message in request.messages for part in message.parts if isinstance(part, ToolResult)]
+        if not results:
+            return Call("forget_me")
+        answer = json.loads(results[-1].text)
+        codes.extend([answer["code"]] if "code" in answer else [])
+        return answer["message"]
+
+    def talk(request: ModelRequest) -> Any:
+        text = request.messages[-1].text
+        if "<result" in text:
+            return Call(
+                "reply", content=text.partition("<result")[2].partition(">")[2].partition("</result>")[0].strip()
+            )
+        return Calls(
+            Call("branch", description="they want to be forgotten"), Call("skip", reason="the branch will tell")
+        )
+
+    async with open_test_agent(tmp_path, ScriptedModel(talk, branch=think)) as opened:
+        await opened.agent.memory.save(
+            NewMemory(
+                content="Ann sails a catamaran", provenance=Provenance(channel_id=DIRECT, user_id="ann", is_direct=True)
+            )
+        )
+        await opened.say("Ann", "Forget everything about me, I mean the catamaran and all.")
+        await opened.events_of(EventKind.BRANCH_COMPLETED, 1)
+        await opened.advance(1)
+        (asked,) = await opened.said(1)
+        assert codes[0] in asked
+        assert (await opened.agent.memory.stats()).total == 1
+        await opened.say("Ann", f"Yes: {codes[0]}")
+        await opened.events_of(EventKind.BRANCH_COMPLETED, 2)
+        await opened.advance(1)
+        assert "Confirmed" in (await opened.said(2))[1]
+        await opened.advance(60)
+        assert (await opened.agent.memory.stats()).total == 0
+        with sqlite3.connect(opened.database()) as connection:
+            left = connection.execute("SELECT content FROM conversation_messages").fetchall()
+        connection.close()
+    assert not [content for (content,) in left if "catamaran" in content]
