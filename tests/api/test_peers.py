@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked, wait_all_threads_completed
 
 from spacebot.config.model import SandboxConfig
 from spacebot.tools.sandbox import Backend, BackendKind, Containment, probe_backend
@@ -67,7 +68,10 @@ async def test_a_command_that_closes_at_once_gets_nothing_done(times: int, pause
         script.write_text(SEND.replace("TIMES", str(times)).replace("PORT", port).replace("PAUSE", str(pause)))
         report = await run(tmp_path, f"bash {script}", Backend())
         assert report.exit_code == 0, report
-        await trio.sleep(0.3)  # nothing is to happen, so there is no event to wait for
+        # A connection that comes after theirs is answered, and then nobody is at work any more.
+        assert (await served.client.get("/api/health")).status_code == 200
+        await wait_all_threads_completed()
+        await wait_all_tasks_blocked()
         assert await logged(served.agent) == []
 
 
