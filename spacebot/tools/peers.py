@@ -11,23 +11,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from spacebot.tools.subprocesses import MARK, carries, children_of
+from spacebot.tools.subprocesses import MARK, carries, children_of, last_command_ended_at
 
 LATE_S = 3.0  # a command may be gone before the last of its connections is accepted
 
 _TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _NOBODY = "0"  # the owner in the table when the socket was closed, or its process ended
-
-
-@dataclass(slots=True)
-class _Memory:
-    late_until: float = 0.0
-
-
-_memory = _Memory()
 
 
 def has_commands() -> bool:
@@ -37,9 +28,7 @@ def has_commands() -> bool:
     """
     if sys.platform != "linux":
         return False
-    if children_of(os.getpid()):
-        _memory.late_until = time.monotonic() + LATE_S
-    return time.monotonic() < _memory.late_until
+    return bool(children_of(os.getpid())) or time.monotonic() < last_command_ended_at() + LATE_S
 
 
 def is_from_command(peer_port: int, own_port: int) -> bool:
@@ -49,13 +38,21 @@ def is_from_command(peer_port: int, own_port: int) -> bool:
     which `run_command` gives; everything below it counts, with or without the mark. A connection that its owner has
     closed already counts too: nobody is there to be asked, or to read an answer, and the command itself may be gone.
     """
-    # A table that changes while it is read may lack a line, so a missing one is looked for twice.
-    inodes = _inodes(peer_port, own_port) or _inodes(peer_port, own_port)
-    if not inodes:
-        return not _is_from_elsewhere(peer_port, own_port)
-    if _NOBODY in inodes:
-        return True
-    wanted = {f"socket:[{inode}]" for inode in inodes}
+    before: set[str] | None = None
+    while True:
+        # A table that changes while it is read may lack a line, so a missing one is looked for twice.
+        inodes = _inodes(peer_port, own_port) or _inodes(peer_port, own_port)
+        if not inodes:
+            return not _is_from_elsewhere(peer_port, own_port)
+        if _NOBODY in inodes or _is_held_by_command({f"socket:[{inode}]" for inode in inodes}):
+            return True
+        if inodes == before:
+            return False
+        before = inodes  # a command may have closed it while its files were looked at: is it anybody's still?
+
+
+def _is_held_by_command(wanted: set[str]) -> bool:
+    """Whether a command, or anything below one, has one of these open."""
     commands = [pid for pid in children_of(os.getpid()) if carries(str(pid), f"{MARK}=".encode())]
     seen: set[int] = set()
     while commands:

@@ -18,6 +18,7 @@ Source:  tools spec 5.4 and 23
 
 import codecs
 import errno
+import math
 import os
 import re
 import signal
@@ -88,6 +89,19 @@ class Report:
     signal_name: str = ""
 
 
+@dataclass(slots=True)
+class _Last:
+    ended_at: float = -math.inf
+
+
+_last = _Last()
+
+
+def last_command_ended_at() -> float:
+    """When the last command was gone, in monotonic seconds of the system; what it sent may still be under way."""
+    return _last.ended_at
+
+
 async def run_command(
     invocation: Invocation,
     *,
@@ -136,6 +150,7 @@ async def run_command(
     finally:
         with trio.CancelScope(shield=True):
             await _end_family(popen, mark, invocation.wrappers, grace_s=GRACE_S)
+            _last.ended_at = time.monotonic()
             for pipe in pipes:
                 await pipe.aclose()
     return _report(ending or Ending.EXITED, popen.returncode, stdout, stderr)
