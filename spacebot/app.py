@@ -20,26 +20,33 @@ import trio
 
 from spacebot import __version__
 from spacebot.agent.agent import Agent, open_agent
+from spacebot.agent.commands import command_table
+from spacebot.agent.router import Mailboxes, Router
 from spacebot.api.control import control_commands, serve_control
-from spacebot.api.server import serve_api
+from spacebot.api.server import serve_api, serve_asgi
 from spacebot.base.allocator import give_memory_back
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventBus, EventKind
+from spacebot.base.fetch import open_fetcher
 from spacebot.base.ids import AgentId, new_uuid
 from spacebot.base.paths import InstancePaths
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import NodeKind, NodeState, Tree
-from spacebot.config.model import AgentConfig
+from spacebot.config.edit import ConfigEditor
+from spacebot.config.model import AgentConfig, Config
 from spacebot.config.store import ConfigStore, FileChange, FileKind, open_watcher
 from spacebot.llm.manager import ModelManager, UsageRecord, open_models
 from spacebot.memory.embedding import OnnxEmbedder
+from spacebot.messaging.manager import Messaging
+from spacebot.messaging.registry import Seams, build_adapter
 from spacebot.tools.sandbox import Backend, BackendKind, probe_backend
 
 log = logging.getLogger(__name__)
 
 GC_THRESHOLD = (20_000, 20, 20)  # Python's 700 is for small programs; a burst of messages makes that many in a blink
 TURNS_S = 5.0  # running turns get this long to finish when the program stops
+DELIVERY_S = 2.0  # and what they said this long to reach its platform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +66,8 @@ class RunningProgram:
     models: ModelManager
     stop: trio.Event
     probe: "_Probe"
+    messaging: Messaging
+    editor: ConfigEditor
     by_id: dict[AgentId, Agent] = field(default_factory=dict)
     visitor: trio.Event = field(default_factory=trio.Event)
     wants_restart: bool = False
@@ -67,6 +76,16 @@ class RunningProgram:
     def agents(self) -> Mapping[AgentId, Agent]:
         """All live agents."""
         return self.by_id
+
+    @property
+    def config(self) -> Config:
+        """The configuration as it is now."""
+        return self.store.current
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the owner should know about the configuration file."""
+        return self.store.warnings
 
     @property
     def default_agent_id(self) -> AgentId:
@@ -149,9 +168,20 @@ async def main(
             agent.note_usage(record)
 
     async with AsyncExitStack() as stack:
+        fetcher = await stack.enter_async_context(open_fetcher())
         models = await stack.enter_async_context(open_models(lambda: store.current.llm, record_usage=note_usage))
         embedder, probe = OnnxEmbedder(verdicts=paths.root / "native.json"), _Probe()
-        program = RunningProgram(store, events, models, stop, probe, by_id=agents)
+        messaging = Messaging(
+            lambda: store.current.messaging,
+            tree=tree,
+            parent=daemon,
+            events=events,
+            clock=clock,
+            build=build_adapter,
+        )
+        program = RunningProgram(
+            store, events, models, stop, probe, messaging, ConfigEditor(paths.config), by_id=agents
+        )
         for config in store.current.agents:
             agents[AgentId(config.id)] = await stack.enter_async_context(
                 open_agent(
@@ -165,8 +195,16 @@ async def main(
                     parent=daemon,
                     events=events,
                     clock=clock,
+                    courier=messaging,
                 )
             )
+        messaging.seams = Seams(
+            commands=command_table(),
+            serve=partial(serve_asgi, name="messaging.webhook"),
+            post=fetcher.post,
+            mailbox=Mailboxes(lambda: agents),
+        )
+        store.listen(lambda report: messaging.reconcile())
         await _serve(program, paths, tree, on_ready=on_ready, probe=probe)
         events.close()
     return 75 if program.wants_restart else 0
@@ -206,12 +244,19 @@ async def _serve(
             await faces.start(serve_control, paths.socket, commands)
             faces.start_soon(_watch_files, program, paths)
             faces.start_soon(_warm_up, program, probe)
+            router = Router(
+                lambda: program.agents, lambda: program.store.current, lambda: program.default_agent_id
+            )
+            faces.start_soon(program.messaging.run, router)
             on_ready(ReadyInfo(urls=urls, model_label=program.agents[program.default_agent_id].model_label))
             await program.stop.wait()
         log.info("stopping", extra=kv(agents=len(program.agents)))
         async with trio.open_nursery() as draining:
             for agent in program.by_id.values():
                 draining.start_soon(agent.drain, TURNS_S)
+        async with trio.open_nursery() as flushing:  # what was just said still goes out; the rest waits on disk
+            for agent in program.by_id.values():
+                flushing.start_soon(agent.delivery.flush, DELIVERY_S)
         faces.cancel_scope.cancel()
 
 

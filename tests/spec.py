@@ -94,15 +94,9 @@ ITEMS: dict[str, str] = {
 
 LATER: dict[str, str] = {
     "P9": "cron",
-    "P26": "platform adapters with backfill",
     "P30": "attachments",
-    "P37": "messages into other channels",
     "P46": "OpenCode workers",
-    "P47": "platform adapters with backfill",
     "P62": "OpenCode workers",
-    "P66": "messages into other channels",
-    "P67": "messages into other channels",
-    "P68": "mention gate and response modes",
 }
 
 ELSEWHERE: dict[str, str] = {

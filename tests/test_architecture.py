@@ -14,7 +14,7 @@ PACKAGE = ROOT / "spacebot"
 IMPORTERS = {  # foreign library -> the only files that may import it
     "anthropic": {"llm/anthropic.py"},
     "openai": {"llm/openai_chat.py"},
-    "httpx2": {"llm/transport.py", "llm/anthropic.py", "llm/openai_chat.py"},
+    "httpx2": {"base/fetch.py", "llm/transport.py", "llm/anthropic.py", "llm/openai_chat.py"},
     "lancedb": {"memory/vectors.py"},
     "pyarrow": {"memory/vectors.py"},
     "onnxruntime": {"memory/embedding.py"},
@@ -23,11 +23,26 @@ IMPORTERS = {  # foreign library -> the only files that may import it
     "jinja2": {"agent/prompts.py"},
     "watchfiles": {"config/store.py"},
     "hypercorn": {"api/server.py"},
-    "asyncio": {"messaging/asyncio_bridge.py"},
+    "asyncio": {
+        "messaging/asyncio_bridge.py",
+        "messaging/discord/link.py",
+        "messaging/slack/adapter.py",
+    },
     "pypdf": {"agent/documents.py"},
+    "hikari": {"messaging/discord/link.py", "messaging/discord/outbound.py"},
+    "slack_sdk": {"messaging/slack/adapter.py"},
+    "aiohttp": {"messaging/slack/adapter.py"},
+    "telegram": {
+        "messaging/telegram/adapter.py",
+        "messaging/telegram/client.py",
+        "messaging/telegram/outbound.py",
+        "messaging/telegram/render.py",
+    },
+    "markdown_it": {"messaging/text.py"},
+    "tomlkit": {"config/layout.py"},
     "selenium": set(),
     "requests": set(),
-    "httpx": set(),
+    "httpx": {"messaging/telegram/client.py"},
 }
 CLI_WITHOUT_WEIGHT = (
     "main.py",
@@ -38,6 +53,7 @@ CLI_WITHOUT_WEIGHT = (
     "chat.py",
     "memory.py",
     "memory_text.py",
+    "messaging.py",
 )
 HEAVY = {"trio", "pydantic", "starlette", "hypercorn", "httpx2", "anthropic", "openai", "lancedb", "numpy", "jinja2"}
 PLATFORMS = re.compile(r"\b(discord|slack|telegram|twitch)\b", re.IGNORECASE)

@@ -15,8 +15,11 @@ import trio
 
 from spacebot.agent.bulletin import open_briefing
 from spacebot.agent.channels import Channels
+from spacebot.agent.commands import Entry, Situation, command_of, run_command
 from spacebot.agent.cortex import Cortex
 from spacebot.agent.cortex_chat import CortexChat
+from spacebot.agent.crossing import Crossing
+from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import Forgetting, ForgottenPerson, Traces
 from spacebot.agent.ingestion import Ingestion
 from spacebot.agent.liveness import WatchedModel
@@ -28,7 +31,7 @@ from spacebot.agent.usage import UsageWriter
 from spacebot.base.clock import Clock
 from spacebot.base.errors import RefusedError
 from spacebot.base.events import EventBus, EventKind
-from spacebot.base.ids import AgentId
+from spacebot.base.ids import AgentId, ConversationId
 from spacebot.base.paths import InstancePaths, bundled_prompts, package_file
 from spacebot.base.text import clean_unicode
 from spacebot.base.tree import Node, NodeKind, NodeState, Tree
@@ -38,7 +41,9 @@ from spacebot.conversations.ingestion_log import IngestionLog
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.memoranda import Memoranda
 from spacebot.conversations.message_search import MessageSearch
-from spacebot.conversations.records import Accepted, Journalled
+from spacebot.conversations.outbox import Outbox
+from spacebot.conversations.records import Accepted, Journalled, ResponseMode
+from spacebot.conversations.rooms import Rooms
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind
 from spacebot.llm.routing import model_names
@@ -49,6 +54,8 @@ from spacebot.memory.maintenance import MaintenancePolicy
 from spacebot.memory.memory import AgentMemory, open_memory
 from spacebot.memory.transfer import MemoryTransfer
 from spacebot.memory.views import MemoryViews
+from spacebot.messaging.adapter import Receipt
+from spacebot.messaging.courier import NO_PLATFORMS, Courier
 from spacebot.messaging.messages import MAX_TEXT, InboundMessage
 from spacebot.storage.database import open_database
 from spacebot.tools.sandbox import Backend, Containment
@@ -172,6 +179,93 @@ class Agent:
                 await self._channels.hand_over(journalled)
         return accepted
 
+    async def take(self, message: InboundMessage, *, observe: bool, may_control: bool) -> Receipt:
+        """Take a message that a platform brought: a command is answered at once, the rest is accepted or kept.
+
+        Args:
+            observe: keep it as context; nobody answers.
+            may_control: its writer may change how the agent behaves in that room.
+
+        Errors: RefusedError when it is too long; StorageError, then it was not taken.
+        """
+        message = _clean(message)
+        if len(message.text) > MAX_TEXT:
+            raise RefusedError(f"the message has {len(message.text)} characters, the most is {MAX_TEXT}")
+        entry = command_of(message)
+        if entry is not None and (not observe or message.command is not None):
+            return await self._command(entry, message, may_control=may_control)
+        if not observe and not await self._answers(message):
+            observe = True
+        if not observe:
+            accepted = await self.accept(message)
+            return Receipt.ACCEPTED if accepted.is_new else Receipt.DUPLICATE
+        accepted = await self._parts.conversations.accept(message, observe=True)
+        if not accepted.is_new:
+            return Receipt.DUPLICATE
+        with trio.CancelScope(shield=True):
+            self._emit_inbound(message, accepted)
+            journalled = Journalled(id=accepted.message_id, seq=accepted.seq, message=message)
+            await self._channels.hand_over(journalled, observe=True)
+        return Receipt.OBSERVED
+
+    async def _answers(self, message: InboundMessage) -> bool:
+        """Whether the mode of its room lets a message be answered."""
+        if message.is_direct:
+            return True
+        mode = await self._parts.rooms.response_mode(message.conversation_id)
+        is_named = message.mentions_bot or message.interaction is not None
+        return mode is ResponseMode.ACTIVE or (mode is ResponseMode.MENTION_ONLY and is_named)
+
+    async def _command(self, entry: Entry, message: InboundMessage, *, may_control: bool) -> Receipt:
+        await self._parts.rooms.ensure(message)
+        situation = Situation(
+            parts=self._parts,
+            message=message,
+            status=self._channels.status_of(message.conversation_id),
+            model_label=self.model_label,
+        )
+        answer = await run_command(entry, situation, may_control=may_control)
+        recorded = await self._parts.rooms.answer_command(message, answer)
+        if recorded is None:
+            return Receipt.DUPLICATE
+        accepted, row = recorded
+        self._emit_inbound(message, accepted)
+        self._parts.events.emit(
+            EventKind.OUTBOUND_MESSAGE,
+            agent_id=self.id,
+            channel_id=message.conversation_id,
+            message_id=row.id,
+            seq=row.seq,
+            text=row.content,
+            kind=row.kind,
+            reply_to=row.reply_to,
+            turn_id=None,
+            created_at=row.created_at,
+        )
+        self._parts.delivery.nudge(message.conversation_id)
+        return Receipt.ACCEPTED
+
+    async def change(self, conversation: ConversationId, platform_id: str, text: str | None) -> None:
+        """A person changed a message, or (None) took it back. Errors: StorageError."""
+        changed = await self._parts.rooms.change(conversation, platform_id, text)
+        if changed is None:
+            return
+        self._channels.changed(changed)
+        self._parts.events.emit(
+            EventKind.MESSAGE_CHANGED,
+            agent_id=self.id,
+            channel_id=conversation,
+            message_id=changed.row.id,
+            seq=changed.row.seq,
+            text=changed.row.content,
+            is_gone=text is None,
+        )
+
+    @property
+    def delivery(self) -> Delivery:
+        """What it sends to platforms."""
+        return self._parts.delivery
+
     async def recover(self) -> None:
         """Take up what the last life left: unanswered messages, branches, workers, untold results."""
         await self._channels.recover()
@@ -239,11 +333,13 @@ async def open_agent(
     parent: Node,
     events: EventBus,
     clock: Clock,
+    courier: Courier = NO_PLATFORMS,
     index: IndexPolicy | None = None,
 ) -> AsyncIterator[Agent]:
     """Open one agent: folders, database, memory, prompts; then take up what its last life left.
 
     Args:
+        courier: the platforms that deliver what it says.
         index: when the vector table is written; None means as usual.
 
     Owns: everything of the agent. On leaving, running turns are cut and left to the next start (call
@@ -281,6 +377,9 @@ async def open_agent(
         open_briefing(database, events=events, agent_id=agent_id, clock=clock) as briefing,
     ):
         model = WatchedModel(models.for_agent(settings))
+        conversations, rooms = Conversations(database, clock), Rooms(database, clock)
+        delivery = Delivery(Outbox(database, clock), courier, agent_id=agent_id, events=events, clock=clock)
+        crossing = Crossing(rooms, conversations, delivery, agent_id=agent_id, events=events)
         forgetting = Forgetting(database, memory, clock, vectors=paths.vectors, log_folder=instance.logs)
         parts = AgentParts(
             id=agent_id,
@@ -289,8 +388,11 @@ async def open_agent(
             model=model,
             window=model.context_window,
             prompts=prompts,
-            conversations=Conversations(database, clock),
+            conversations=conversations,
             memoranda=Memoranda(database, clock),
+            rooms=rooms,
+            delivery=delivery,
+            crossing=crossing,
             messages=MessageSearch(database, embedder, events=events, agent_id=agent_id, clock=clock),
             memory=memory,
             briefing=briefing,
@@ -309,6 +411,7 @@ async def open_agent(
                 async with trio.open_nursery() as channels:
                     live = Channels(parts, node, channels)
                     forgetting.let_go = live.let_go
+                    crossing.inject = live.said
                     usage = UsageWriter(parts.conversations, agent_id)
                     cortex = Cortex(parts, database, model, node)
                     ingestion = Ingestion(
@@ -330,6 +433,7 @@ async def open_agent(
                     for service in (usage.run, forgetting.run, parts.messages.run, cortex.run):
                         upkeep.start_soon(service)
                     upkeep.start_soon(ingestion.run, node)
+                    await upkeep.start(delivery.run)
                     await agent.recover()
                     yield agent
                     channels.cancel_scope.cancel()

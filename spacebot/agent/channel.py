@@ -21,15 +21,25 @@ from spacebot.agent.history import Entry, EntryKind, LiveHistory
 from spacebot.agent.pacing import HELD, RETRY_S, Pacing, Work
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.persistence import PersistenceRuns
-from spacebot.agent.render import render_logged
+from spacebot.agent.render import render_logged, render_message
 from spacebot.agent.status import StatusBlock
+from spacebot.agent.surroundings import Surroundings
 from spacebot.agent.turn import Turn, bridged
 from spacebot.base.clock import monotonic_s
 from spacebot.base.errors import StorageError
 from spacebot.base.ids import ConversationId
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
-from spacebot.conversations.records import BranchRun, Journalled, PendingResult, Standing, SummaryKind, WorkerRun
+from spacebot.conversations.records import (
+    BranchRun,
+    ChangedMessage,
+    Journalled,
+    LoggedMessage,
+    PendingResult,
+    Standing,
+    SummaryKind,
+    WorkerRun,
+)
 from spacebot.llm.messages import ModelMessage
 from spacebot.memory.types import Provenance
 
@@ -65,6 +75,9 @@ class Channel:
         self._is_hydrated = not is_known
         self._may_start = may_start
         self._history = LiveHistory()
+        self._overheard: list[Entry] = []  # before the history was read back
+        self._fixed_tokens = 0  # of the last turn's requests beside the history
+        self._surroundings = Surroundings(parts, channel_id)
         self._pacing = Pacing()
         self._refill_at = -math.inf
         self._was_cut = False
@@ -105,6 +118,38 @@ class Channel:
         self._is_shared |= not message.message.is_direct
         self._standing = Standing(is_direct=not self._is_shared, user_id=message.message.author.id)
         self._node.progress()
+        self._wake.set()
+
+    def observe(self, message: Journalled) -> None:
+        """Take note of a journalled message that nobody answers. Never waits."""
+        self._is_shared |= not message.message.is_direct
+        entry = Entry(ModelMessage.user(render_message(message.message, self._parts.zone)), (message.seq,))
+        self._overhear(entry)
+        self._persistence.note_turn(1)
+
+    def note(self, row: LoggedMessage) -> None:
+        """Take note of something that the agent said here from elsewhere. Never waits."""
+        self._overhear(Entry(ModelMessage.assistant(row.content), (row.seq,)))
+
+    def change(self, message: ChangedMessage) -> None:
+        """Take note that a message was edited or taken back. A turn that runs has seen it as it was."""
+        self._pacing.change(message.row.id, message.journalled)
+        entry = None
+        if message.journalled is not None:
+            entry = Entry(
+                ModelMessage.user(render_message(message.journalled.message, self._parts.zone)), (message.row.seq,)
+            )
+        self._history.change(message.row.seq, entry)
+
+    def _overhear(self, entry: Entry) -> None:
+        self._idle_since = monotonic_s()
+        self._node.progress()
+        if not self._is_hydrated:
+            self._overheard.append(entry)  # it is in the log; whether the reading has it shows when that is done
+        else:
+            self._history.extend([entry])
+            if self._nursery is not None and self._may_start():
+                self._compactor.check(self._nursery, fixed_tokens=self._fixed_tokens)
         self._wake.set()
 
     def look_for_results(self) -> None:
@@ -187,6 +232,9 @@ class Channel:
             except StorageError as error:
                 log.error("history not read", extra=kv(channel=self.id, error=str(error)))
             self._is_hydrated = True
+            known = {seq for entry in self._history.entries for seq in entry.seqs}
+            self._history.extend(entry for entry in self._overheard if known.isdisjoint(entry.seqs))
+            self._overheard.clear()
             await self._refill()
 
     async def _read_history(self) -> None:
@@ -238,6 +286,7 @@ class Channel:
             history=self._history.messages(),
             status=self.status,
             provenance=self._provenance(work),
+            surroundings=self._surroundings,
         )
         nursery.start_soon(self._run_turn, self._turn, node, work)
 
@@ -252,6 +301,7 @@ class Channel:
                 self._history.extend(turn.end.history)
                 self._pacing.note_end(work, has_spawned=turn.has_spawned, untold=turn.end.untold, now=monotonic_s())
                 self._persistence.note_turn(len(work.messages))
+                self._fixed_tokens = turn.fixed_tokens
                 if self._nursery is not None and self._may_start():
                     self._compactor.check(self._nursery, fixed_tokens=turn.fixed_tokens)
 

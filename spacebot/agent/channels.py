@@ -15,12 +15,13 @@ import trio
 from spacebot.agent.channel import Channel
 from spacebot.agent.pacing import RETRY_S
 from spacebot.agent.parts import AgentParts
+from spacebot.agent.status import StatusBlock
 from spacebot.base.errors import SpacebotError, StorageError
 from spacebot.base.events import EventKind
 from spacebot.base.ids import ConversationId
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
-from spacebot.conversations.records import BranchRun, Journalled, WorkerRun
+from spacebot.conversations.records import BranchRun, ChangedMessage, Journalled, LoggedMessage, WorkerRun
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,29 @@ class Channels:
         self._channel_left = trio.Event()
         self._is_draining = False
 
-    async def hand_over(self, journalled: Journalled) -> None:
-        """Give a message that is on disk to its channel."""
+    async def hand_over(self, journalled: Journalled, *, observe: bool = False) -> None:
+        """Give a message that is on disk to its channel; to be answered, or to be known only."""
         conversation = journalled.message.conversation_id
-        (await self._channel(conversation, is_known=journalled.seq > 1)).accept(journalled)
+        channel = await self._channel(conversation, is_known=journalled.seq > 1)
+        if observe:
+            channel.observe(journalled)
+        else:
+            channel.accept(journalled)
+
+    def changed(self, message: ChangedMessage) -> None:
+        """Let a live channel know that a message was edited or taken back."""
+        if (channel := self._channels.get(message.row.channel_id)) is not None:
+            channel.change(message)
+
+    def said(self, row: LoggedMessage) -> None:
+        """Let a live channel know what was said in it from elsewhere."""
+        if (channel := self._channels.get(row.channel_id)) is not None:
+            channel.note(row)
+
+    def status_of(self, conversation: ConversationId) -> StatusBlock | None:
+        """What a live channel is doing."""
+        channel = self._channels.get(conversation)
+        return None if channel is None else channel.status
 
     async def recover(self) -> None:
         """Take up what the last life left: unanswered messages, branches, workers, untold results."""

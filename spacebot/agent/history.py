@@ -80,6 +80,13 @@ class LiveHistory:
             if entry.kind is not EntryKind.TALK or not entry.seqs or not taken.issuperset(entry.seqs)
         ]
 
+    def change(self, seq: int, entry: Entry | None) -> None:
+        """Put another entry in the place of the one that is this message alone; None takes it out."""
+        for index, known in enumerate(self._entries):
+            if known.kind is EntryKind.TALK and known.seqs == (seq,):
+                self._entries[index : index + 1] = [] if entry is None else [entry]
+                return
+
     def oldest(self, fraction: float, *, summaries_limit: int) -> tuple[Entry, ...]:
         """The oldest talk, about `fraction` of all talk by size, up to a place where a history may begin.
 

@@ -79,6 +79,17 @@ class Pacing:
         if len(self._messages) >= config.min_messages:
             self._window_ends = min(self._window_ends, max(now, self._first_at + config.max_wait_ms / 1000))
 
+    def change(self, message_id: MessageId, message: Journalled | None) -> None:
+        """Let a waiting message say something else; None takes it out."""
+        for index, known in enumerate(self._messages):
+            if known.id == message_id:
+                if message is None:
+                    del self._messages[index]
+                    self._known.discard(message_id)
+                else:
+                    self._messages[index] = message
+                return
+
     def add_result(self, result: PendingResult, now: float, *, at_once: bool = False) -> None:
         """Note finished work; each arrival starts the debounce anew.
 

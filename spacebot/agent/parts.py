@@ -12,6 +12,8 @@ from typing import Protocol
 import trio
 
 from spacebot.agent.bulletin import CANDIDATES, Briefing, known_groups
+from spacebot.agent.crossing import Crossing
+from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import Forgetting
 from spacebot.agent.prompts import Prompts
 from spacebot.base.clock import Clock, parse_zone
@@ -24,6 +26,7 @@ from spacebot.config.model import AgentConfig
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.memoranda import Memoranda
 from spacebot.conversations.message_search import MessageSearch
+from spacebot.conversations.rooms import Rooms
 from spacebot.llm.messages import Model, ProcessKind
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import Viewer
@@ -64,6 +67,9 @@ class AgentParts:
     window: Callable[[ProcessKind], int]
     prompts: Prompts
     conversations: Conversations
+    rooms: Rooms
+    delivery: Delivery
+    crossing: Crossing
     memoranda: Memoranda
     messages: MessageSearch
     memory: AgentMemory

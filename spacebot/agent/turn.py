@@ -13,9 +13,11 @@ from spacebot.agent.engine import Ending, Engine, EngineResult
 from spacebot.agent.history import Entry
 from spacebot.agent.pacing import Work
 from spacebot.agent.parts import AgentParts
+from spacebot.agent.presence import Stage
 from spacebot.agent.render import neutral, place_of, render_batch
 from spacebot.agent.status import StatusBlock
 from spacebot.agent.streaming import ReplyReader
+from spacebot.agent.surroundings import Surroundings
 from spacebot.base.clock import format_local, monotonic_s
 from spacebot.base.errors import ModelError, StorageError, ToolError
 from spacebot.base.events import EventKind
@@ -23,14 +25,17 @@ from spacebot.base.ids import ConversationId, MessageId, TurnId
 from spacebot.base.redaction import scrub
 from spacebot.base.text import cut_bytes, preview
 from spacebot.base.tree import Node, NodeState, Outcome
-from spacebot.conversations.records import LoggedMessage, PendingResult, TurnState
+from spacebot.conversations.records import ChannelRecord, LoggedMessage, PendingResult, TurnState, Undelivered
 from spacebot.llm.history import estimate_tokens
 from spacebot.llm.messages import ArgumentsDelta, ModelMessage, ProcessKind, Restart, Role, StreamDelta, SystemBlock
 from spacebot.memory.types import Provenance
-from spacebot.messaging.messages import OutboundKind
+from spacebot.messaging.codec import Extra, to_json
+from spacebot.messaging.messages import OutboundFile, OutboundKind, Rich
 from spacebot.tools.channel import React, Reply, Skip, check_outgoing, content_of, is_tool_syntax
 from spacebot.tools.contract import Tool
 from spacebot.tools.delegation import Branch, Cancel, ChannelHandle, Route, SpawnWorker
+from spacebot.tools.rich import RichReply, SendFile
+from spacebot.tools.rooms import SendElsewhere
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +86,7 @@ class Turn:
         history: Sequence[ModelMessage],
         status: StatusBlock,
         provenance: Provenance,
+        surroundings: Surroundings,
     ) -> None:
         self._parts = parts
         self._node = node
@@ -90,10 +96,14 @@ class Turn:
         self._history = history
         self._status = status
         self._provenance = provenance
+        self._surroundings = surroundings
         self._replies: list[LoggedMessage] = []
         self._skipped: str | None = None
         self._reader: tuple[int, ReplyReader] | None = None
         self._shown_at = -1.0
+        self._untold: list[Undelivered] = []  # what was said earlier and nobody got
+        self._elsewhere: Sequence[ChannelRecord] = ()  # conversations that can be spoken in from here
+        self._sent: list[str] = []  # names of files that went out
         self.id = TurnId(node.id)
         self.prompt: ModelMessage | None = None  # what this turn asks; branches see it
         self.has_begun = False  # its row is on disk
@@ -102,6 +112,7 @@ class Turn:
         self.is_unwritten = False  # what it wanted to say could not be written down
         self.fixed_tokens = 0  # of its requests beside the history
         self.end: TurnEnd | None = None
+        self._stage = Stage(parts.delivery, channel_id, self.reply_to)
 
     @property
     def reply_to(self) -> MessageId | None:
@@ -119,10 +130,13 @@ class Turn:
         self.has_begun = True
         self._emit(EventKind.TYPING_STATE, is_typing=True)
         try:
+            await self._stage.enter(self._work.messages[-1].message if self._work.messages else None)
             state, detail, notice = await self._talk()
         except StorageError:
             self.is_unwritten = True
             raise
+        finally:
+            self._stage.rest()
         if state is TurnState.FAILED and self._work.is_retrigger and self._work.failures + 1 >= TELLING_TRIES:
             notice = self._plain_words(detail)
         return await self._close(state, detail, notice)
@@ -166,15 +180,21 @@ class Turn:
 
     async def _run_engine(self) -> EngineResult:
         parts = self._parts
+        if self._stage.adapter_key is not None:
+            self._untold = await parts.delivery.outbox.untold(self._channel_id)
+            self._elsewhere = await parts.crossing.reachable(self._channel_id, self._provenance.user_id)
         tools = self._tools()
         self.prompt = ModelMessage.user(await self._render_prompt())
         text, is_stable = parts.prompts.render_stable("CHANNEL", **await self._volatile_for_channel())
+        system = [SystemBlock(text, is_stable)]
+        if (key := self._stage.adapter_key) is not None and (target := self._stage.target) is not None:
+            system.append(SystemBlock(await self._surroundings.render(key, target), True))
         engine = Engine(
             model=parts.model,
             kind=ProcessKind.CHANNEL,
             node=self._node,
             events=parts.events,
-            system=(SystemBlock(text, is_stable),),
+            system=tuple(system),
             tools=tools,
             specs=tuple(parts.prompts.tool_spec(tool) for tool in tools.values()),
             window=lambda: parts.window(ProcessKind.CHANNEL),
@@ -207,15 +227,24 @@ class Turn:
 
     def _tools(self) -> dict[str, Tool]:
         tools: list[Tool] = [
-            Reply(self),
+            RichReply(self) if self._stage.adapter_key is not None else Reply(self),
             Branch(self._channel),
             SpawnWorker(self._channel),
             Route(self._channel),
             Cancel(self._channel),
             Skip(self),
         ]
-        if self._work.messages:
+        key = self._stage.adapter_key
+        traits = self._parts.delivery.courier.traits(key) if key is not None else None
+        if self._work.messages and (traits is None or traits.can_react):
             tools.append(React(self))
+        if traits is not None and traits.max_file_bytes:
+            outgoing = self._parts.paths.data / "outgoing"
+            tools.append(
+                SendFile(self, containment=self._parts.containment, outgoing=outgoing, max_bytes=traits.max_file_bytes)
+            )
+        if self._elsewhere:
+            tools.append(SendElsewhere(self))
         return {tool.name: tool for tool in tools}
 
     async def _render_prompt(self) -> str:
@@ -235,6 +264,10 @@ class Turn:
             coalesced=coalesced,
             memory_bulletin=await self._bulletin() if own_block else "",
             status_block=self._status_text(),
+            elsewhere=[
+                f"{preview(channel.display_name or 'unnamed', 60)} ({channel.id})" for channel in self._elsewhere
+            ],
+            undelivered=[{"text": preview(lost.text, 120), "reason": lost.reason} for lost in self._untold],
             results=[
                 {
                     "kind": result.process_kind,
@@ -270,24 +303,45 @@ class Turn:
             return ""
         return neutral(self._parts.prompts.render("fragments/status", **going_on))
 
-    async def reply(self, text: str) -> str:
+    async def reply(self, text: str, rich: Rich | None = None) -> str:
         """Commit a text as said; with it the turn's messages are answered and its results told."""
+        await self._stage.settle()
         row = await self._parts.conversations.record_reply(
             self.id,
             self._channel_id,
             text,
             reply_to=self.reply_to,
             result_ids=[result.id for result in self._work.results],
+            extra=to_json(Extra(rich=rich)),
         )
         self._replies.append(row)
         self._announce(row)
         return row.id
+
+    async def send_file(self, file: OutboundFile, caption: str) -> str:
+        """Commit a file as sent. It does not count as the answer."""
+        row = await self._parts.conversations.record_reply(
+            self.id,
+            self._channel_id,
+            caption,
+            kind=OutboundKind.FILE,
+            reply_to=self.reply_to,
+            extra=to_json(Extra(file=file)),
+        )
+        self._sent.append(file.filename)
+        self._announce(row)
+        return row.id
+
+    async def send_elsewhere(self, target: str, text: str) -> str:
+        """Say something in another conversation; returns its name."""
+        return await self._parts.crossing.say(target, text, here=self._channel_id, person=self._provenance.user_id)
 
     async def react(self, emoji: str) -> None:
         """Commit an emoji for the message that is answered."""
         row = await self._parts.conversations.record_reply(
             self.id, self._channel_id, emoji, kind=OutboundKind.REACTION, reply_to=self.reply_to
         )
+        self._stage.recorded(row)
         self._emit(
             EventKind.REACTION,
             message_id=row.id,
@@ -318,9 +372,11 @@ class Turn:
             if now - self._shown_at >= DELTA_S * max(1.0, reader.size / DELTA_CHARACTERS) and (text := reader.text()):
                 self._shown_at = now
                 self._emit(EventKind.OUTBOUND_DELTA, turn_id=self.id, reply_to=self.reply_to, text=text)
+                self._stage.show(text)
 
     async def _close(self, state: TurnState, detail: str | None, notice: str | None) -> Outcome:
         results = self._work.results
+        await self._stage.leave(keeps_draft=state is TurnState.INTERRUPTED or notice is not None)
         told = state in (TurnState.DONE, TurnState.SKIPPED) or (self._work.is_retrigger and notice is not None)
         end = TurnEnd(self._history_entries(), () if told else results, state)
         if self._replies:
@@ -336,6 +392,8 @@ class Turn:
         )
         if row is not None:
             self._announce(row)
+        if self._untold:
+            await self._parts.delivery.outbox.mark_told([lost.message_id for lost in self._untold])
         self.end, self.is_closed = end, True
         self._status.mark_relayed({result.process_id for result in results} if told else set())
         self._emit(EventKind.TYPING_STATE, is_typing=False)
@@ -375,10 +433,12 @@ class Turn:
         said = render_batch(self._work.messages, self._parts.zone)
         asked = ModelMessage.user("\n".join([*notes, *([said] if said else [])]))
         entries = [Entry(asked, tuple(journalled.seq for journalled in self._work.messages))]
+        entries += [Entry(ModelMessage.assistant(f"[sent the file {name}]")) for name in self._sent]
         entries.extend(Entry(ModelMessage.assistant(row.content), (row.seq,)) for row in self._replies)
         return tuple(entry for entry in entries if entry.message.text)
 
     def _announce(self, row: LoggedMessage) -> None:
+        self._stage.recorded(row)
         self._emit(
             EventKind.OUTBOUND_MESSAGE,
             message_id=row.id,

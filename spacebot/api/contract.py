@@ -12,6 +12,8 @@ from spacebot.agent.forgetting import ForgottenPerson, Traces
 from spacebot.agent.ingestion import Ingestion
 from spacebot.agent.profile import Profile
 from spacebot.base.ids import AgentId
+from spacebot.config.edit import ConfigEditor
+from spacebot.config.model import Config
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import Accepted
 from spacebot.memory.maintenance import MaintenancePolicy
@@ -19,6 +21,7 @@ from spacebot.memory.memory import AgentMemory
 from spacebot.memory.transfer import MemoryTransfer
 from spacebot.memory.views import MemoryViews
 from spacebot.messaging.messages import InboundMessage
+from spacebot.messaging.states import AdapterState
 
 
 class AgentHandle(Protocol):
@@ -106,6 +109,28 @@ class AgentHandle(Protocol):
         ...
 
 
+class MessagingView(Protocol):
+    """The adapters, as seen from outside."""
+
+    def states(self) -> Sequence[AdapterState]:
+        """How each of them is now, in the order of the configuration."""
+        ...
+
+    async def probe(self, key: str) -> str:
+        """Ask an adapter's platform whether all is well; returns what it says, for people.
+
+        Errors: NotFoundError when it is not in service; DeliveryError.
+        """
+        ...
+
+    async def send_test(self, address: str, text: str) -> str:
+        """Send a text to `adapter:target`; returns where it went, for people.
+
+        Errors: NotFoundError, RefusedError for the address; DeliveryError.
+        """
+        ...
+
+
 class Program(Protocol):
     """The running program."""
 
@@ -122,6 +147,30 @@ class Program(Protocol):
     @property
     def sandbox(self) -> str:
         """What contains the commands of workers, in words."""
+        ...
+
+    @property
+    def config(self) -> Config:
+        """The configuration as it is now."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the owner should know about the configuration file."""
+        ...
+
+    @property
+    def editor(self) -> ConfigEditor:
+        """Changes the configuration file; `reload_config` makes a change count."""
+        ...
+
+    @property
+    def messaging(self) -> MessagingView:
+        """The adapters."""
+        ...
+
+    def reload_config(self) -> None:
+        """Read the configuration file again; a broken one changes nothing."""
         ...
 
     async def reload_prompts(self) -> Sequence[str]:

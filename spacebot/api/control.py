@@ -26,6 +26,7 @@ from spacebot import __version__
 from spacebot.api.contract import AgentHandle, Program
 from spacebot.api.cortex import agent_states
 from spacebot.api.memory_control import OPERATIONS, Operation, spooled
+from spacebot.api.messaging_control import answer_messaging, messaging_status
 from spacebot.api.sessions import PLATFORM, SessionStream, conversation_of, open_session_stream, process_object
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.control_address import check_address, control_address
@@ -273,6 +274,7 @@ def control_commands(
     return {
         "status": Command(handlers.status),
         "state": Command(handlers.state),
+        "messaging": Command(handlers.messaging),
         "shutdown": Command(handlers.shutdown),
         "restart": Command(handlers.restart),
         "top": Command(handlers.top),
@@ -324,10 +326,14 @@ class _Commands:
             agents=list(program.agents),
             processes={str(kind): counts.get(kind, 0) for kind in NodeKind},
             warnings=list(self._store.warnings),
+            adapters=messaging_status(program)["instances"],
         )
 
     async def state(self, request: JsonObject, reply: Reply) -> None:
         await reply.send("state", agent_states=await agent_states(self._program))
+
+    async def messaging(self, request: JsonObject, reply: Reply) -> None:
+        await answer_messaging(self._program, request, reply.send)
 
     async def shutdown(self, request: JsonObject, reply: Reply) -> None:
         await _try_send(reply, "ok", run_id=self._run_id)

@@ -11,6 +11,7 @@ Source:  control spec 4.1, 4.2
 import errno
 import logging
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -37,6 +38,7 @@ from spacebot.api.memories import MemoryRoutes
 from spacebot.api.pages import PageRoutes, read_files
 from spacebot.api.requests import Api, status_code
 from spacebot.api.rim import Rim, Tickets
+from spacebot.api.setup import SetupRoutes
 from spacebot.api.streams import KEEP_ALIVE_S, Streams
 from spacebot.api.system import SystemRoutes
 from spacebot.api.webchat import WebchatRoutes
@@ -78,7 +80,33 @@ async def serve_api(
     """
     streams = Streams(keep_alive_s)
     app = build_app(program, config, events=events, tree=tree, run_id=run_id, streams=streams, clock=clock)
-    sock = _bind(config)
+    await serve_asgi(
+        app, config.bind, config.port, stop=stop, at_stop=streams.close, grace_s=grace_s, task_status=task_status
+    )
+
+
+async def serve_asgi(
+    app: ASGIApp,
+    bind: str,
+    port: int,
+    *,
+    name: str = "api",
+    stop: trio.Event | None = None,
+    at_stop: Callable[[], None] = lambda: None,
+    grace_s: float = GRACE_S,
+    task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve any ASGI app until `stop` is set, or for ever; started with the bound addresses.
+
+    Args:
+        name: table of the settings `bind`, `port` and `enabled`, for the error.
+        at_stop: called when no connection is accepted any more, before requests in flight are waited for.
+
+    Errors: ConfigError when the port cannot be bound, before `started`.
+    Cancel: cuts all connections at once.
+    """
+    stop = trio.Event() if stop is None else stop
+    sock = _bind(bind, port, name)
     settings = Config()
     settings.errorlog = log
     settings.include_server_header = False
@@ -116,7 +144,7 @@ async def serve_api(
                 task_status.started((_url(sock),))
                 await stop.wait()
                 accepting.cancel_scope.cancel()
-            streams.close()
+            at_stop()
             await context.terminated.set()  # idle connections close now, busy ones after their answer
         around.cancel_scope.cancel()
 
@@ -163,6 +191,7 @@ def build_app(
             *IngestionRoutes(api).routes(),
             *CortexRoutes(api).routes(),
             *CortexChatRoutes(api).routes(),
+            *SetupRoutes(api).routes(),
             *WebchatRoutes(
                 api, clock or Clock(), is_private=config.is_loopback and not config.allowed_origins
             ).routes(),
@@ -214,31 +243,31 @@ class _Connection:
         self.socket.close()
 
 
-def _bind(config: ApiConfig) -> socket.socket:
-    host = "127.0.0.1" if config.bind == "localhost" else config.bind
+def _bind(bind: str, port: int, name: str) -> socket.socket:
+    host = "127.0.0.1" if bind == "localhost" else bind.removeprefix("[").removesuffix("]")
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for old connections
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by accepted connections
-        sock.bind((host, config.port))
+        sock.bind((host, port))
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise ConfigError(_why_not(config, error)) from error
+        raise ConfigError(_why_not(bind, port, name, error)) from error
     return sock
 
 
-def _why_not(config: ApiConfig, error: OSError) -> str:
-    place = f"port {config.port} on {config.bind}"
+def _why_not(bind: str, port: int, name: str, error: OSError) -> str:
+    place = f"port {port} on {bind}"
     if error.errno == errno.EADDRINUSE:
         return (
-            f"{place} is taken by another program; stop it, set api.port to another number (0 lets the system "
-            "choose), or switch the HTTP face off with api.enabled = false"
+            f"{place} is taken by another program; stop it, set {name}.port to another number (0 lets the system "
+            f"choose), or switch it off with {name}.enabled = false"
         )
     if error.errno == errno.EACCES:
-        return f"{place} may not be opened by this user; set api.port to a number above 1023"
-    return f"{place} cannot be opened ({error.strerror}); check api.bind and api.port"
+        return f"{place} may not be opened by this user; set {name}.port to a number above 1023"
+    return f"{place} cannot be opened ({error.strerror}); check {name}.bind and {name}.port"
 
 
 def _url(sock: socket.socket) -> str:

@@ -107,11 +107,17 @@ class ModelRejectedError(ModelError):
 
 
 class DeliveryError(SpacebotError):
-    """A message could not be handed to its platform."""
+    """A platform refused or failed.
 
-    def __init__(self, message: str, *, is_permanent: bool) -> None:
+    Args:
+        is_permanent: trying the same again soon is pointless: forbidden, gone, invalid, wrong credentials.
+        retry_after_s: the pause that the platform asks for.
+    """
+
+    def __init__(self, message: str, *, is_permanent: bool, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.is_permanent = is_permanent
+        self.retry_after_s = retry_after_s
 
 
 class StorageError(SpacebotError):

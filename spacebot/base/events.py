@@ -43,6 +43,10 @@ class EventKind(StrEnum):
     INGESTION_PROGRESS = "ingestion_progress"
     CORTEX_EVENT = "cortex_event"
     CONFIG_RELOADED = "config_reloaded"
+    ADAPTER_STATE = "adapter_state"
+    DELIVERED = "delivered"  # a message reached its platform
+    UNDELIVERED = "undelivered"  # and this one never will
+    MESSAGE_CHANGED = "message_changed"  # its writer edited it or took it back
 
 
 EventValue = str | int | float | bool | None

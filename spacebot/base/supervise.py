@@ -49,6 +49,7 @@ async def run_service(
     description: str = "",
     back_off: BackOff = BackOff(),
     is_permanent: Callable[[BaseException], bool] = is_permanent,
+    on_failure: Callable[[Exception, int, float], None] = lambda error, failures, pause_s: None,
     task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
 ) -> Outcome:
     """Run a service until it returns, its node is cancelled, or the program stops.
@@ -59,6 +60,7 @@ async def run_service(
     Args:
         name: the node's id, such as `adapter:webchat`.
         run: does the service's work with its node; returning means finished, raising means try again.
+        on_failure: told of each failure, with their number in a row and the seconds until the next attempt.
     """
     node = tree.add(NodeKind.SERVICE, description or name, parent=parent, node_id=name)
     task_status.started(node)
@@ -76,6 +78,9 @@ async def run_service(
                 failures = 1 if monotonic_s() - began >= back_off.steady_s else failures + 1
                 lasting = is_permanent(error)
                 pause_s = back_off.permanent_s if lasting else back_off.pause_s(failures)
+                if isinstance(error, DeliveryError) and error.retry_after_s is not None:
+                    pause_s = max(pause_s, error.retry_after_s)
+                on_failure(error, failures, pause_s)
                 log.warning(
                     "service failed",
                     exc_info=None if lasting or failures > 1 else error,  # the traceback once, not at every attempt

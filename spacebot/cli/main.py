@@ -54,6 +54,10 @@ Memory (while it runs or not; each with --json and --agent ID)
   memory rebuild        make the search tables anew
   memory maintain       let fade, prune and merge now [--dry-run]
 
+Platforms
+  messaging status      every connection: is it up, as whom, since when, the last problem [--json]
+  messaging test NAME   ask a platform whether all is well; with TARGET TEXT send a message there [--json]
+
 Files
   config check          read the configuration and say what is wrong with it
   prompts reload        take over changed prompt and identity files now
@@ -150,6 +154,7 @@ def _parser() -> "ArgumentParser":
     from argparse import SUPPRESS, ArgumentParser
 
     from spacebot.cli.memory import add_memory_commands
+    from spacebot.cli.messaging import add_messaging_commands
 
     class Parser(ArgumentParser):
         def format_help(self) -> str:
@@ -189,6 +194,10 @@ def _parser() -> "ArgumentParser":
     command.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
     add_memory_commands(
         add("memory", _memory, "What an agent knows."), lambda *words: add(words[0], _memory, *words[1:])
+    )
+    add_messaging_commands(
+        add("messaging", _messaging, "The connections to platforms."),
+        lambda *words: add(words[0], _messaging, *words[1:]),
     )
     group = add("config", _config_check, "The configuration file.").add_subparsers(metavar="check", required=True)
     add("check", _config_check, "Read the file and say what is wrong with it.", group)
@@ -255,6 +264,14 @@ def _memory(paths: "InstancePaths", program: "Program", options: "Namespace") ->
     from spacebot.cli.memory import run_memory
 
     return run_memory(paths, options)
+
+
+def _messaging(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.messaging import show_messaging, try_adapter
+
+    if options.adapter is None:
+        return show_messaging(paths, as_json=options.json)
+    return try_adapter(paths, options.adapter, options.target, " ".join(options.text), as_json=options.json)
 
 
 def _config_check(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:

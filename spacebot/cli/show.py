@@ -49,6 +49,8 @@ def show_status(paths: InstancePaths, *, as_json: bool) -> int:
 
 
 def _print_status(status: Answer) -> None:
+    from spacebot.cli.messaging import adapter_words
+
     print(f"spacebot {status.get('version')} is running (pid {status['pid']}, {format_span(status['uptime_seconds'])})")
     for url in status.get("urls", ()):
         print(f"web chat:  {url}")
@@ -61,6 +63,8 @@ def _print_status(status: Answer) -> None:
     print(
         f"processes: {', '.join(f'{processes.get(kind, 0)} {_plural(kind, processes.get(kind, 0))}' for kind in kinds)}"
     )
+    for instance in status.get("adapters", ()):
+        print(f"{instance['key'] + ':':10} {adapter_words(instance)}")
     for warning in status.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
 

@@ -3,26 +3,25 @@
 Unknown keys are warnings, because a file may be older or newer than the program; wrong values are errors, all of
 them told at once. Precedence, field by field: agent, `[defaults]`, environment, built-in default.
 
-Flow:    read_source -> _Reader.read (resolve strings, sort keys, merge, validate) -> LoadedConfig
+Flow:    read_source -> _Reader.read (reading.py: resolve, sort keys, validate; load_messaging.py) -> LoadedConfig
 Floor:   config; may import base
 Source:  control spec 1.3, 1.5, 1.8 and 1.10
 """
 
-import difflib
 import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from spacebot.base.errors import ConfigError
 from spacebot.base.redaction import register_secret
+from spacebot.config.load_messaging import read_bindings, read_messaging
 from spacebot.config.model import (
     AgentConfig,
     AgentSettings,
@@ -34,20 +33,17 @@ from spacebot.config.model import (
     RoutingConfig,
 )
 from spacebot.config.provider_table import ProviderEntry, provider_table
-from spacebot.config.wording import brief, in_plain_words, quote
-
-Table = dict[str, Any]
-KeyPath = tuple[str | int, ...]
-ModelT = TypeVar("ModelT", bound=BaseModel)
+from spacebot.config.reading import KeyPath, Reading, Source, Table
+from spacebot.config.wording import brief, quote
 
 DEMO = "demo"
 MAX_FILE_BYTES = 4_000_000  # a configuration is kilobytes; more is a mistaken path
 
 # Tables and keys that belong to the file's format and have no effect yet.
-_UNUSED_TOP = frozenset({"messaging", "bindings", "mcp_servers", "metrics", "telemetry"})
+_UNUSED_TOP = frozenset({"mcp_servers", "metrics", "telemetry"})
 _UNUSED_AGENT = frozenset({"browser", "opencode", "mcp", "permissions", "brave_search_key", "routing_profile"})
 _UNUSED_LLM = frozenset({"kilo_key", "opencode_go_key", "minimax_cn_key", "github_copilot_key"})
-_UNUSED_ROUTING = frozenset({"voice", "prompt_routing"}) | {
+_UNUSED_ROUTING = frozenset({"prompt_routing"}) | {
     f"{process}_thinking_effort" for process in ("channel", "branch", "worker", "compactor", "cortex")
 }
 _UNUSED_API_TYPES = frozenset({"openai_responses", "gemini", "kilo_gateway", "azure"})
@@ -57,10 +53,8 @@ _ROLES_BY_VARIABLE = {  # the narrower variable wins: later entries overwrite ea
     "SPACEBOT_CHANNEL_MODEL": ("channel", "branch"),
     "SPACEBOT_WORKER_MODEL": ("worker", "compactor", "cortex"),
 }
-_SECRET_KEY = re.compile(r"(?:^|_)(?:key|token|secret|password|authorization)$", re.IGNORECASE)
 _PROVIDER_ID = re.compile(r"[^\s/]{1,64}")
 _TOML_PLACE = re.compile(r"^(?P<what>.*) \(at (?:line (?P<line>\d+), column \d+|end of document)\)$", re.DOTALL)
-_ABSENT = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +64,6 @@ class LoadedConfig:
     config: Config
     warnings: tuple[str, ...]
     content_hash: str  # SHA-256 of the file in hex; empty when there is no file
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The file as it was read; `tables` is empty and `content_hash` too when it does not exist."""
-
-    path: Path
-    tables: Table
-    content_hash: str
 
 
 def load_config(
@@ -95,7 +80,8 @@ def load_config(
 
     Errors: ConfigError that names the file, every wrong key, its value (secrets masked) and what is allowed.
     """
-    return _Reader(read_source(path), os.environ if environ is None else environ, resolve_secret).read()
+    environ = os.environ if environ is None else environ
+    return _Reader(read_source(path), environ, resolve_secret, unused=_UNUSED_TOP).read()
 
 
 def read_source(path: Path) -> Source:
@@ -137,100 +123,27 @@ def _syntax_message(path: Path, message: str, text: str) -> str:
     return f"{path}, line {line}: not valid TOML: {found['what']}"
 
 
-class _Reader:
-    """One reading of one file: gathers warnings and problems on the way."""
-
-    def __init__(self, source: Source, environ: Mapping[str, str], resolve_secret: Callable[[str], str | None]) -> None:
-        self._source = source
-        self._environ = environ
-        self._resolve_secret = resolve_secret
-        self._warnings: dict[str, None] = {}  # in order, each once
-        self._problems: dict[str, None] = {}
-        self._references: dict[KeyPath, str] = {}  # values that were given as env: or secret:
-        self._unresolved: dict[KeyPath, str] = {}  # those of them that led nowhere, with the reason
-        self._agent_names: dict[int, str] = {}
+class _Reader(Reading):
+    """What the tables mean."""
 
     def read(self) -> LoadedConfig:
         try:
-            top = self._resolve_table(self._source.tables, (), quiet=False)
+            top = self.resolve_table(self.source.tables, (), quiet=False)
         except RecursionError as error:
-            raise ConfigError(f"{self._source.path} is nested too deeply") from error
-        known = self._known_keys(top, {"api", "llm", "defaults", "agents"}, _UNUSED_TOP, ())
-        api = self._validate(ApiConfig, self._table(known, "api", (), ApiConfig), ("api",))
-        llm = self._read_llm(self._subtable(known, "llm", ()))
+            raise ConfigError(f"{self.source.path} is nested too deeply") from error
+        known = self.known_keys(top, {"api", "llm", "defaults", "agents", "messaging", "bindings"}, _UNUSED_TOP, ())
+        api = self.validate(ApiConfig, self._table(known, "api", (), ApiConfig), ("api",))
+        llm = self._read_llm(self.subtable(known, "llm", ()))
         agents = self._read_agents(known)
-        if not self._problems:
+        messaging = read_messaging(self, known, agents)
+        bindings = read_bindings(self, known, agents, messaging)
+        if self.is_sound:
             self._check_routes(agents, llm)
-            self._report_unresolved()
-        if self._problems:
-            raise ConfigError(self._summary())
+            self.report_unresolved()
+        self.check()
         assert api is not None
-        config = Config(api=api, llm=llm, agents=tuple(agents))
-        return LoadedConfig(config=config, warnings=tuple(self._warnings), content_hash=self._source.content_hash)
-
-    # Values
-
-    def _resolve_table(self, table: Table, path: KeyPath, *, quiet: bool) -> Table:
-        """Copy a table with `env:` and `secret:` values filled in and absent ones left out."""
-        result: Table = {}
-        for key, value in table.items():
-            is_quiet = quiet or (not path and key in _UNUSED_TOP)
-            resolved = self._resolve(value, (*path, key), quiet=is_quiet)
-            if resolved is not _ABSENT:
-                result[key] = resolved
-        return result
-
-    def _resolve(self, value: Any, path: KeyPath, *, quiet: bool) -> Any:
-        if isinstance(value, dict):
-            return self._resolve_table(value, path, quiet=quiet)
-        if isinstance(value, list):
-            items = (self._resolve(item, (*path, i), quiet=quiet) for i, item in enumerate(value))
-            return [item for item in items if item is not _ABSENT]
-        if not isinstance(value, str):
-            return value
-        text: str | None = value or None
-        if value.startswith(("env:", "secret:")):
-            text = self._resolve_text(value.strip(), path, quiet=quiet)
-        if text and _is_secret(path):
-            register_secret(text)
-        return _ABSENT if text is None else text
-
-    def _resolve_text(self, reference: str, path: KeyPath, *, quiet: bool) -> str | None:
-        kind, _, name = reference.partition(":")
-        self._references[path] = reference
-        if kind == "env":
-            if found := self._environ.get(name, "").strip():
-                return found
-            reason = f"environment variable {name} is not set"
-        else:
-            if value := self._resolve_secret(name):
-                register_secret(value)
-                return value
-            reason = f"the secret store has no {name!r}"
-        if not quiet:
-            self._unresolved[path] = reason
-        return None
-
-    # Keys
-
-    def _known_keys(self, table: Table, known: Iterable[str], unused: Iterable[str], path: KeyPath) -> Table:
-        """Keep the keys that have a meaning; warn about the others."""
-        known, unused = frozenset(known), frozenset(unused)
-        kept: Table = {}
-        for key, value in table.items():
-            if key in known:
-                kept[key] = value
-            elif key in unused:
-                self._warn_unused(value, (*path, key))
-            else:
-                self._warn(f"unknown key '{self._name((*path, key))}' is ignored{_suggest(key, known | unused, path)}")
-        return kept
-
-    def _warn_unused(self, value: Any, path: KeyPath) -> None:
-        places = [(*path, key) for key in value] if path == ("messaging",) and isinstance(value, dict) else [path]
-        for place in places:
-            what = "table" if isinstance(value, dict | list) else "key"
-            self._warn(f"{what} '{self._name(place)}' has no effect in this version")
+        config = Config(api=api, llm=llm, messaging=messaging, bindings=bindings, agents=tuple(agents))
+        return LoadedConfig(config=config, warnings=self.warnings, content_hash=self.source.content_hash)
 
     def _sort_keys(self, table: Table, model: type[BaseModel], path: KeyPath) -> Table:
         """`_known_keys` for a model's table and the tables inside it."""
@@ -239,7 +152,7 @@ class _Reader:
             unused = _UNUSED_AGENT | ({"cron"} if model is AgentConfig else set())
         elif model is RoutingConfig:
             unused = _UNUSED_ROUTING
-        kept = self._known_keys(table, model.model_fields, unused, path)
+        kept = self.known_keys(table, model.model_fields, unused, path)
         for key, value in kept.items():
             inner = model.model_fields[key].annotation
             if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -247,14 +160,7 @@ class _Reader:
         return kept
 
     def _table(self, tables: Table, key: str, path: KeyPath, model: type[BaseModel]) -> Table:
-        return self._sort_keys(self._subtable(tables, key, path), model, (*path, key))
-
-    def _subtable(self, tables: Table, key: str, path: KeyPath) -> Table:
-        value = tables.get(key, {})
-        if isinstance(value, dict):
-            return value
-        self._problem((*path, key), f"must be a table: [{self._name((*path, key))}]", value)
-        return {}
+        return self._sort_keys(self.subtable(tables, key, path), model, (*path, key))
 
     # Parts
 
@@ -262,7 +168,7 @@ class _Reader:
         builtin = provider_table()
         shorthand = {entry.key for entry in builtin.values()} | {entry.url_key for entry in builtin.values()}
         explicit, rest = self._explicit_providers(llm)
-        keys = self._known_keys(rest, {key for key in shorthand if key}, _UNUSED_LLM, ("llm",))
+        keys = self.known_keys(rest, {key for key in shorthand if key}, _UNUSED_LLM, ("llm",))
         providers: dict[str, ProviderConfig | None] = {}
         for entry in builtin.values():
             if entry.id not in explicit:
@@ -287,17 +193,17 @@ class _Reader:
             tables = {key.removeprefix("provider."): value} if key.startswith("provider.") else value
             prefix: KeyPath = ("llm", key)
             if not isinstance(tables, dict):
-                self._problem(prefix, f"must hold tables: [llm.{key}.<id>]", tables)
+                self.problem(prefix, f"must hold tables: [llm.{key}.<id>]", tables)
                 continue
             for name, table in tables.items():
                 path = prefix if key.startswith("provider.") else (*prefix, name)
                 provider_id = name.lower()
                 if not isinstance(table, dict):
-                    self._problem(path, f"must be a table: [llm.provider.{name}]", table)
+                    self.problem(path, f"must be a table: [llm.provider.{name}]", table)
                 elif not _PROVIDER_ID.fullmatch(provider_id):
-                    self._problem(path, "a provider's id has 1 to 64 characters without blanks and '/'")
+                    self.problem(path, "a provider's id has 1 to 64 characters without blanks and '/'")
                 elif provider_id in found:
-                    self._problem(path, f"provider {provider_id!r} is configured twice; keep one of the tables")
+                    self.problem(path, f"provider {provider_id!r} is configured twice; keep one of the tables")
                 else:
                     found[provider_id] = (path, table)
         return found, rest
@@ -306,21 +212,21 @@ class _Reader:
         """A built-in provider whose key or address is given in `[llm]` or the environment."""
         key = self._key_of(entry, keys.get(entry.key) if entry.key else None)
         url, url_place = keys.get(entry.url_key or ""), ("llm", entry.url_key or "")
-        if url is None and entry.url_env and (url := self._environ.get(entry.url_env)):
+        if url is None and entry.url_env and (url := self.environ.get(entry.url_env)):
             url_place = ("", entry.url_env)
-        reason = self._unresolved.pop(("llm", entry.key or ""), None)
-        self._unresolved.pop(("llm", entry.url_key or ""), None)
+        reason = self.unresolved.pop(("llm", entry.key or ""), None)
+        self.unresolved.pop(("llm", entry.url_key or ""), None)
         if key is None and (entry.needs_key or not url) and entry.id != DEMO:
             if reason is not None:
-                self._warn(f"provider {entry.id!r} is disabled: llm.{entry.key} is given, but {reason}")
+                self.warn(f"provider {entry.id!r} is disabled: llm.{entry.key} is given, but {reason}")
             return None
         table = {"api_type": entry.api_type, "name": entry.name, "api_key": key}
         table["base_url"] = _clean_url(url or entry.base_url, entry.api_type, entry)
         renamed = {"base_url": url_place, "api_key": ("llm", entry.key or "")}
-        return self._validate(ProviderConfig, table, ("llm", entry.id), renamed=renamed)
+        return self.validate(ProviderConfig, table, ("llm", entry.id), renamed=renamed)
 
     def _key_of(self, entry: ProviderEntry | None, given: Any) -> Any:
-        if given is None and entry is not None and entry.env and (given := self._environ.get(entry.env, "").strip()):
+        if given is None and entry is not None and entry.env and (given := self.environ.get(entry.env, "").strip()):
             register_secret(given)
         return given or None
 
@@ -329,45 +235,45 @@ class _Reader:
     ) -> ProviderConfig | None:
         """One provider's own table, with what is known of a built-in one filled in; None when it is disabled."""
         unused = ("api_version", "deployment")
-        table = self._known_keys(raw, ProviderConfig.model_fields, unused, path)
+        table = self.known_keys(raw, ProviderConfig.model_fields, unused, path)
         api_type = table.get("api_type")
         if isinstance(api_type, str) and api_type in _UNUSED_API_TYPES:
-            self._warn(f"provider {provider_id!r} is disabled: api_type {api_type!r} has no effect in this version")
+            self.warn(f"provider {provider_id!r} is disabled: api_type {api_type!r} has no effect in this version")
             return None
         if entry is not None:
             table = {"api_type": entry.api_type, "base_url": entry.base_url, "name": entry.name} | table
         key_path = (*path, "api_key")
-        reason = self._unresolved.pop(key_path, None)
+        reason = self.unresolved.pop(key_path, None)
         key = self._key_of(entry, table.get("api_key"))
         if key is None and (reason is not None or (entry is not None and entry.needs_key)):
             reason = reason or "it has no api_key"
-            self._warn(f"provider {provider_id!r} is disabled: {reason}")
+            self.warn(f"provider {provider_id!r} is disabled: {reason}")
             return None
         if key is not None:
             table["api_key"] = key
         if "base_url" in table:
             table["base_url"] = _clean_url(table["base_url"], table.get("api_type"), entry)
         elif table.get("api_type") != ApiType.DEMO:
-            self._problem((*path, "base_url"), "is missing; give the address of the provider")
-        return self._validate(ProviderConfig, table, path)
+            self.problem((*path, "base_url"), "is missing; give the address of the provider")
+        return self.validate(ProviderConfig, table, path)
 
     def _read_agents(self, known: Table) -> list[AgentConfig]:
         defaults = self._table(known, "defaults", (), AgentSettings)
         routing = self._routing_from_environment()
         base = merge({"routing": routing}, defaults) if routing else defaults
-        self._validate(AgentSettings, base, ("defaults",))
-        defaults_are_sound = not self._problems
+        self.validate(AgentSettings, base, ("defaults",))
+        defaults_are_sound = self.is_sound
         entries = known.get("agents") or [{"id": "main", "default": True}]
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            self._problem(("agents",), "must be a list of tables; write [[agents]] with two brackets")
+            self.problem(("agents",), "must be a list of tables; write [[agents]] with two brackets")
             return []
         agents: list[AgentConfig] = []
         for i, entry in enumerate(entries):
             if isinstance(entry.get("id"), str):
-                self._agent_names[i] = brief(entry["id"])[1:-1]
+                self.agent_names[i] = brief(entry["id"])[1:-1]
             path: KeyPath = ("agents", i)
             own = self._sort_keys(entry, AgentConfig, path)
-            agent = self._validate(AgentConfig, merge(base, own), path, own=None if defaults_are_sound else own)
+            agent = self.validate(AgentConfig, merge(base, own), path, own=None if defaults_are_sound else own)
             if agent is not None:
                 agents.append(self._finish_agent(agent, path))
         self._check_agents(entries)
@@ -376,7 +282,7 @@ class _Reader:
     def _routing_from_environment(self) -> Table:
         routing: Table = {}
         for variable, roles in _ROLES_BY_VARIABLE.items():
-            if model := self._environ.get(variable):
+            if model := self.environ.get(variable):
                 routing.update(dict.fromkeys(roles, model))
         return routing
 
@@ -387,21 +293,21 @@ class _Reader:
         try:
             workspace = agent.workspace.expanduser()
         except RuntimeError:
-            self._problem((*path, "workspace"), "names a home directory that does not exist", str(agent.workspace))
+            self.problem((*path, "workspace"), "names a home directory that does not exist", str(agent.workspace))
             return agent
-        return agent.model_copy(update={"workspace": self._source.path.parent / workspace})
+        return agent.model_copy(update={"workspace": self.source.path.parent / workspace})
 
     # Checks across tables
 
     def _check_agents(self, entries: list[Table]) -> None:
         ids = [entry["id"] for entry in entries if isinstance(entry.get("id"), str)]
         for repeated in sorted({agent_id for agent_id in ids if ids.count(agent_id) > 1}):
-            self._problem(("agents",), f"two agents have the id {repeated!r}; every agent needs its own")
+            self.problem(("agents",), f"two agents have the id {repeated!r}; every agent needs its own")
         flagged = [
-            self._agent_names.get(i, f"#{i + 1}") for i, entry in enumerate(entries) if entry.get("default") is True
+            self.agent_names.get(i, f"#{i + 1}") for i, entry in enumerate(entries) if entry.get("default") is True
         ]
         if len(flagged) > 1:
-            self._problem(("agents",), f"{' and '.join(flagged)} have default = true; only one agent can")
+            self.problem(("agents",), f"{' and '.join(flagged)} have default = true; only one agent can")
 
     def _check_routes(self, agents: list[AgentConfig], llm: LlmConfig) -> None:
         """Warn once about each provider that routes name and that cannot be used."""
@@ -414,76 +320,11 @@ class _Reader:
                 if prefix not in llm.provider and not by_way:
                     users.setdefault(prefix, {})[f"{place} = {model!r}"] = None
             for circle in _circles(agent.routing.fallbacks):
-                self._warn(f"routing.fallbacks lead round in a circle: {' -> '.join(circle)}")
+                self.warn(f"routing.fallbacks lead round in a circle: {' -> '.join(circle)}")
         for prefix, places in users.items():
             entry = provider_table().get(prefix)
             remedy = f"set llm.{entry.key} or {entry.env}" if entry and entry.key else f"add [llm.provider.{prefix}]"
-            self._warn(f"provider {prefix!r} is not usable, but needed by {', '.join(places)}; {remedy}")
-
-    def _report_unresolved(self) -> None:
-        for path, reason in self._unresolved.items():
-            self._warn(f"'{self._name(path)}' is left out: {reason}")
-
-    # Reports
-
-    def _validate(
-        self,
-        model: type[ModelT],
-        table: Table,
-        path: KeyPath,
-        *,
-        own: Table | None = None,
-        renamed: Mapping[str, KeyPath] = MappingProxyType({}),
-    ) -> ModelT | None:
-        """Build a model; its problems are noted, None means that there were some.
-
-        Args:
-            own: only problems of keys in this table are news; those of inherited ones are noted already.
-            renamed: where the owner wrote a field, when it was not under the field's own name.
-        """
-        try:
-            return model.model_validate(table)
-        except ValidationError as error:
-            for details in error.errors(include_url=False):
-                place = tuple(details["loc"])
-                if own is None or _has(own, place):
-                    is_whole = isinstance(details["input"], dict) or details["type"] == "missing"
-                    shown = _ABSENT if is_whole else details["input"]
-                    wrong = renamed.get(str(place[0]) if place else "", (*path, *place))
-                    self._problem(wrong, in_plain_words(details), shown)
-            return None
-
-    def _name(self, path: KeyPath) -> str:
-        """A key path for people: `agents[my-agent].max_turns`."""
-        text = ""
-        for i, part in enumerate(path):
-            if part == "":
-                continue  # the place is an environment variable
-            if isinstance(part, int):
-                shown = self._agent_names.get(part, f"#{part + 1}") if path[:i] == ("agents",) else f"#{part + 1}"
-                text += f"[{shown}]"
-            else:
-                plain = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else quote(part)
-                text += f".{plain}" if text else plain
-        return text
-
-    def _warn(self, message: str) -> None:
-        self._warnings[f"{self._source.path}: {message}" if self._source.content_hash else message] = None
-
-    def _problem(self, path: KeyPath, message: str, value: Any = _ABSENT) -> None:
-        shown = ""
-        if path in self._references:
-            shown = f" = {self._references[path]!r}"
-        elif value is not _ABSENT:
-            shown = " = (hidden)" if _is_secret(path) else f" = {brief(value)}"
-        self._problems[f"{self._name(path)}{shown}: {message}"] = None
-
-    def _summary(self) -> str:
-        lines = list(self._problems)
-        where = str(self._source.path) if self._source.content_hash else "the environment"
-        if len(lines) == 1:
-            return f"{where}: {lines[0]}"
-        return "\n  ".join([f"{where} has {len(lines)} problems:", *lines])
+            self.warn(f"provider {prefix!r} is not usable, but needed by {', '.join(places)}; {remedy}")
 
 
 def merge(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> Table:
@@ -494,16 +335,6 @@ def merge(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> Table:
         is_map = isinstance(value, dict) and isinstance(below, dict) and key != "fallbacks"
         result[key] = merge(below, value) if is_map and isinstance(below, dict) else value
     return result
-
-
-def _suggest(key: str, known: frozenset[str], path: KeyPath) -> str:
-    if near := difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6):
-        return f"; did you mean {near[0]!r}?"
-    elsewhere: Mapping[str, type[BaseModel]] = {"defaults": AgentSettings, "api": ApiConfig}
-    for table, model in elsewhere.items():
-        if key in model.model_fields and path != (table,):
-            return f"; it belongs into [{table}]"
-    return ""
 
 
 def _clean_url(url: Any, api_type: object, entry: ProviderEntry | None) -> Any:
@@ -551,16 +382,3 @@ def _circles(fallbacks: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
                 seen.add(model)
                 path.append(model)
                 stack.append(iter(fallbacks[model]))
-
-
-def _has(table: Any, path: KeyPath) -> bool:
-    for part in path:
-        if not (part in table if isinstance(table, dict) else isinstance(part, int) and isinstance(table, list)):
-            return False
-        table = table[part]
-    return bool(path)
-
-
-def _is_secret(path: KeyPath) -> bool:
-    name = next((part for part in reversed(path) if isinstance(part, str)), "")
-    return _SECRET_KEY.search(name) is not None

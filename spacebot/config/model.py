@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from spacebot.base.clock import parse_zone
 from spacebot.base.errors import ConfigError
 from spacebot.base.ids import parse_agent_id
+from spacebot.config.messaging import BindingConfig, MessagingConfig
+from spacebot.config.tables import Table, is_loopback_address, is_url
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -34,11 +36,7 @@ def _as_value_error() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class ApiConfig(_Table):
+class ApiConfig(Table):
     """`[api]`: the HTTP face."""
 
     enabled: bool = True
@@ -76,7 +74,7 @@ class ApiConfig(_Table):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        return self.bind == "localhost" or ip_address(self.bind).is_loopback
+        return is_loopback_address(self.bind)
 
 
 class ApiType(StrEnum):
@@ -88,7 +86,7 @@ class ApiType(StrEnum):
     DEMO = "demo"  # the built-in rule-based model
 
 
-class ProviderConfig(_Table):
+class ProviderConfig(Table):
     """`[llm.provider.<id>]`: a host of models."""
 
     api_type: ApiType
@@ -99,24 +97,16 @@ class ProviderConfig(_Table):
     @field_validator("base_url")
     @classmethod
     def _is_url(cls, value: str) -> str:
-        value = value.rstrip("/")
-        try:
-            parts = urlsplit(value)
-            _ = parts.port
-        except ValueError as error:
-            raise ValueError("must be an absolute http or https URL") from error
-        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
-            raise ValueError("must be an absolute http or https URL")
-        return value
+        return is_url(value) or ""
 
 
-class LlmConfig(_Table):
+class LlmConfig(Table):
     """`[llm]`: which providers may be used; shorthand keys have become providers by the time this exists."""
 
-    provider: dict[str, ProviderConfig] = {}
+    provider: dict[str, ProviderConfig] = Field(default={})
 
 
-class RoutingConfig(_Table):
+class RoutingConfig(Table):
     """`[defaults.routing]`: which model serves which process. None means: chosen from the configured providers."""
 
     channel: ModelName | None = None
@@ -124,12 +114,18 @@ class RoutingConfig(_Table):
     worker: ModelName | None = None
     compactor: ModelName | None = None
     cortex: ModelName | None = None
-    task_overrides: dict[str, ModelName] = {}
-    fallbacks: dict[ModelName, tuple[ModelName, ...]] = {}
+    voice: ModelName | None = None  # hears recordings; none is chosen by itself
+    task_overrides: dict[str, ModelName] = Field(default={})
+    fallbacks: dict[ModelName, tuple[ModelName, ...]] = Field(default={})
     rate_limit_cooldown_secs: float = Field(default=60, ge=0)
 
+    @field_validator("voice", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: object) -> object:
+        return None if value == "" else value
 
-class CoalesceConfig(_Table):
+
+class CoalesceConfig(Table):
     """`[defaults.coalesce]`: when several quick messages become one turn. Process spec 4.3."""
 
     enabled: bool = True
@@ -139,7 +135,7 @@ class CoalesceConfig(_Table):
     multi_user_only: bool = True  # never make a direct chat wait
 
 
-class CompactionConfig(_Table):
+class CompactionConfig(Table):
     """`[defaults.compaction]`: shares of the context window at which history is shortened."""
 
     background_threshold: Fraction = 0.80
@@ -153,7 +149,7 @@ class CompactionConfig(_Table):
         return self
 
 
-class MemoryPersistenceConfig(_Table):
+class MemoryPersistenceConfig(Table):
     """`[defaults.memory_persistence]`: when a quiet run saves what a conversation said. Memory spec 10.1."""
 
     enabled: bool = True
@@ -162,7 +158,7 @@ class MemoryPersistenceConfig(_Table):
     event_interval: int = Field(default=5, ge=1, le=10_000)  # finished branches and workers since the last run
 
 
-class IngestionConfig(_Table):
+class IngestionConfig(Table):
     """`[defaults.ingestion]`: the drop folder. Memory spec 13."""
 
     enabled: bool = True
@@ -170,7 +166,7 @@ class IngestionConfig(_Table):
     chunk_size: int = Field(default=4000, ge=200, le=100_000)  # characters
 
 
-class CortexConfig(_Table):
+class CortexConfig(Table):
     """`[defaults.cortex]`: what looks after memory and processes."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -200,7 +196,7 @@ class CortexConfig(_Table):
         return self
 
 
-class WorkerConfig(_Table):
+class WorkerConfig(Table):
     """`[defaults.worker]`: patience with workers, in seconds."""
 
     wall_clock_timeout_secs: float = Field(default=1800, gt=0)  # active work only; waiting for input does not count
@@ -208,7 +204,7 @@ class WorkerConfig(_Table):
     context: Literal["clean", "fork"] = "clean"  # fork: workers see the conversation
 
 
-class SandboxConfig(_Table):
+class SandboxConfig(Table):
     """`[defaults.sandbox]`: containment of what workers run. Tools spec 15."""
 
     mode: Literal["enabled", "disabled"] = "enabled"
@@ -224,7 +220,7 @@ class WorkerLogMode(StrEnum):
     ALL_COMBINED = "all_combined"
 
 
-class AgentSettings(_Table):
+class AgentSettings(Table):
     """What `[defaults]` holds and an agent may repeat."""
 
     max_concurrent_branches: int = Field(default=5, ge=1, le=1000)  # per channel
@@ -267,11 +263,13 @@ class AgentConfig(AgentSettings):
             return parse_agent_id(value)
 
 
-class Config(_Table):
+class Config(Table):
     """The whole file."""
 
     api: ApiConfig = ApiConfig()
     llm: LlmConfig = LlmConfig()
+    messaging: MessagingConfig = MessagingConfig()
+    bindings: tuple[BindingConfig, ...] = ()
     agents: tuple[AgentConfig, ...] = (AgentConfig(id="main", default=True),)
 
     @property

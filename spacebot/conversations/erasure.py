@@ -118,6 +118,15 @@ def erase_log(c: Connection, who: Person, now: str) -> dict[str, int]:
         # A worker may have begun with a copy of the conversation; one that has ended needs it no more.
         "UPDATE worker_runs SET transcript = NULL WHERE channel_id IN {rooms} AND completed_at IS NOT NULL",
         "UPDATE persistence_runs SET reason = NULL WHERE channel_id IN {rooms}",
+        "DELETE FROM attachments WHERE message_id IN {gone}",
+        "DELETE FROM drafts WHERE channel_id IN {rooms} AND reply_to IN {gone}",
+        "DELETE FROM outbox WHERE channel_id IN {rooms} "
+        "AND message_id IN (SELECT id FROM conversation_messages WHERE channel_id IN {rooms} AND kind = 'erased')",
+        # What was said before the agent came names its writers by name only, so all of it goes.
+        "UPDATE channels SET backfill = '[]' WHERE id IN {rooms} AND backfill IS NOT NULL",
+        "UPDATE channels SET platform_meta = (SELECT json_extract(m.metadata, '$.platform_data') "
+        "FROM conversation_messages m WHERE m.channel_id = channels.id AND m.role = 'user' AND m.metadata IS NOT NULL "
+        "ORDER BY m.seq DESC LIMIT 1) WHERE id IN {rooms} AND adapter IS NOT NULL",
     ):
         run_for(c, statement, rooms)
     counts["summaries"] += run_for(
@@ -145,10 +154,12 @@ def _erase_conversations(c: Connection, own: Sequence[str]) -> dict[str, int]:
     for name, tables in (
         ("runs", ("branch_runs", "worker_runs")),
         ("summaries", ("summaries",)),
-        ("", ("pending_results", "turns", "persistence_runs")),
+        ("", ("pending_results", "turns", "persistence_runs", "drafts")),
     ):
         counts[name] = sum(run_for(c, f"DELETE FROM {table} WHERE channel_id IN {{own}}", values) for table in tables)
-    run_for(c, "UPDATE channels SET display_name = NULL, platform_meta = NULL WHERE id IN {own}", values)
+    run_for(
+        c, "UPDATE channels SET display_name = NULL, platform_meta = NULL, backfill = NULL WHERE id IN {own}", values
+    )
     run_for(c, "UPDATE usage SET channel_id = NULL WHERE channel_id IN {own}", values)
     return counts
 

@@ -17,8 +17,7 @@ Source: memory spec 4.3 to 4.5, process spec 14; the ledger is ours
 from collections.abc import Sequence
 
 from spacebot.base.clock import Clock
-from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId, platform_of
-from spacebot.base.text import clean_unicode
+from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId
 from spacebot.base.tree import NodeState, Outcome
 from spacebot.conversations.fate import find_fate
 from spacebot.conversations.records import (
@@ -38,11 +37,11 @@ from spacebot.conversations.records import (
 )
 from spacebot.conversations.recovery import recover_open_work
 from spacebot.conversations.rows import (
+    accept_message,
     append_message,
     insert_result,
     mark_relayed,
     to_branch_run,
-    to_envelope,
     to_journalled,
     to_logged,
     to_worker_run,
@@ -67,7 +66,7 @@ class Conversations:
 
         Errors: StorageError; then nothing was accepted.
         """
-        return await self._database.write(lambda c: _accept(c, message, observe, self._clock.text()))
+        return await self._database.write(lambda c: accept_message(c, message, observe, self._clock.text()))
 
     async def begin_turn(
         self, turn_id: TurnId, channel_id: ConversationId, cause: str, message_ids: Sequence[MessageId]
@@ -97,10 +96,14 @@ class Conversations:
         kind: OutboundKind = OutboundKind.TEXT,
         reply_to: MessageId | None = None,
         result_ids: Sequence[str] = (),
+        extra: str | None = None,
     ) -> LoggedMessage:
         """Write what is said, and with it that the turn's messages are answered and its results relayed.
 
         A reaction or a notice is logged without counting as the answer.
+
+        Args:
+            extra: what it has beside its text, as JSON (`conversations/outbox.py`).
         """
 
         def write(c: Connection) -> LoggedMessage:
@@ -113,6 +116,7 @@ class Conversations:
                 kind=str(kind),
                 reply_to=reply_to,
                 turn_id=turn_id,
+                metadata=extra,
                 now=now,
             )
             if kind is OutboundKind.TEXT:
@@ -423,6 +427,7 @@ class Conversations:
                     is_direct=bool(row["was_direct"]),  # what was said alone is not shown around when others join
                     created_at=row["created_at"],
                     last_activity_at=row["last_activity_at"],
+                    adapter=row["adapter"],
                 )
                 for row in rows
             ]
@@ -476,45 +481,3 @@ class Conversations:
             )  # fmt: skip
 
         await self._database.write(write)
-
-
-def _accept(c: Connection, message: InboundMessage, observe: bool, now: str) -> Accepted:
-    if message.platform_id is not None:
-        known = c.execute(
-            "SELECT id, seq FROM conversation_messages WHERE channel_id = ? AND platform_id = ?",
-            (message.conversation_id, message.platform_id),
-        ).fetchone()
-        if known is not None:
-            return Accepted(message_id=MessageId(known["id"]), seq=known["seq"], is_new=False)
-    c.execute(
-        "INSERT INTO channels (id, platform, display_name, is_direct, was_direct, created_at, last_activity_at) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET last_activity_at = excluded.last_activity_at, "
-        "display_name = COALESCE(excluded.display_name, display_name), "
-        "is_direct = min(is_direct, excluded.is_direct), was_direct = max(was_direct, excluded.was_direct)",
-        (
-            message.conversation_id,
-            platform_of(message.conversation_id),
-            message.channel_name,
-            message.is_direct,
-            message.is_direct,
-            now,
-            now,
-        ),
-    )
-    row = append_message(
-        c,
-        message.conversation_id,
-        role="user",
-        content=clean_unicode(message.text),
-        sender_id=message.author.id,
-        sender_name=clean_unicode(message.author.name),
-        metadata=to_envelope(message),
-        platform_id=message.platform_id,
-        now=now,
-    )
-    state = LedgerState.OBSERVED if observe else LedgerState.ACCEPTED
-    c.execute(
-        "INSERT INTO ledger (message_id, channel_id, state, updated_at) VALUES (?, ?, ?, ?)",
-        (row.id, message.conversation_id, str(state), now),
-    )
-    return Accepted(message_id=row.id, seq=row.seq, is_new=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from spacebot.base.ids import ConversationId, MessageId, NodeId, TurnId
 from spacebot.base.tree import NodeState
-from spacebot.messaging.messages import InboundMessage
+from spacebot.messaging.messages import InboundMessage, OutboundMessage, Target
 
 ERASED = "erased"  # kind of a message whose words were erased; its row keeps the numbers without gaps
 
@@ -70,6 +70,7 @@ class LoggedMessage:
     reply_to: MessageId | None
     turn_id: TurnId | None
     created_at: str
+    is_queued: bool = False  # just written, and an adapter will deliver it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +83,53 @@ class ChannelRecord:
     is_direct: bool
     created_at: str
     last_activity_at: str
+    adapter: str | None = None  # runtime key of what delivers there; None: its readers follow the log
+
+
+class ResponseMode(StrEnum):
+    """How the agent behaves in a shared conversation."""
+
+    ACTIVE = "active"  # answers as it sees fit
+    MENTION_ONLY = "mention_only"  # listens, answers when it is named or commanded
+    OBSERVE = "observe"  # listens and learns, never answers but commands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedMessage:
+    """A logged message after its writer changed it or took it back."""
+
+    row: LoggedMessage
+    was_waiting: bool  # no turn had taken it; one that was taken back is dealt with now
+    journalled: Journalled | None  # None when it was taken back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """Something in the outbox whose turn it is."""
+
+    message: OutboundMessage
+    target: Target
+    adapter: str
+    attempts: int
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A growing draft that people see."""
+
+    adapter: str
+    target: Target
+    draft_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undelivered:
+    """Something that was said and that nobody got."""
+
+    message_id: MessageId
+    text: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

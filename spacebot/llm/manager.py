@@ -24,7 +24,7 @@ from spacebot.base.errors import (
     ModelUnavailableError,
 )
 from spacebot.base.telemetry import kv
-from spacebot.config.model import AgentSettings, ApiType, LlmConfig
+from spacebot.config.model import AgentConfig, AgentSettings, ApiType, LlmConfig
 from spacebot.llm.anthropic import AnthropicDialect
 from spacebot.llm.demo import DemoDialect
 from spacebot.llm.dialect import Dialect, Target
@@ -41,6 +41,7 @@ from spacebot.llm.messages import (
 )
 from spacebot.llm.openai_chat import OpenAiChatDialect
 from spacebot.llm.routing import choose_models, is_rerouted, model_names, resolve, split_name
+from spacebot.llm.transcription import Transcriber
 from spacebot.llm.transport import open_transport
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class ModelManager:
         llm: Callable[[], LlmConfig],
         *,
         record_usage: RecordUsage | None = None,
+        transcriber: Transcriber | None = None,
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = trio.sleep,
     ) -> None:
@@ -103,6 +105,7 @@ class ModelManager:
         self._nursery = nursery
         self._llm = llm
         self._record_usage = record_usage
+        self._transcriber = transcriber
         self._jitter = jitter
         self._sleep = sleep
         self._loading: dict[int, _Loading] = {}
@@ -169,6 +172,33 @@ class ModelManager:
             f"{targets[0].model}: no complete answer within {limit_s:g} s; try again, or choose a faster model",
             model=targets[0].model,
         )
+
+    async def transcribe(self, audio: bytes, media_type: str, settings: AgentSettings, *, instruction: str) -> str:
+        """The words of a recording, by the model of `routing.voice`.
+
+        Args:
+            instruction: what the model is told to do with it.
+
+        Errors: ModelError and its kinds; ModelRejectedError says what to configure when no model can hear.
+        """
+        if self._transcriber is None:
+            raise ModelRejectedError("no model hears recordings here", model="voice")
+        heard = await self._transcriber.transcribe(
+            audio, media_type, model=settings.routing.voice, llm=self._llm(), instruction=instruction
+        )
+        if self._record_usage is not None:
+            self._record_usage(
+                UsageRecord(
+                    process=ProcessKind.CHANNEL,
+                    model=heard.model,
+                    provider=heard.provider,
+                    usage=heard.usage,
+                    agent_id=settings.id if isinstance(settings, AgentConfig) else None,
+                    channel_id=None,
+                    node_id=None,
+                )
+            )
+        return heard.text
 
     async def _ask_in_turn(
         self, request: ModelRequest, targets: tuple[Target, ...], settings: AgentSettings, watch: "_Watch"
@@ -315,6 +345,10 @@ class AgentModel:
         """
         return await self._manager.complete(request, self._settings(), on_delta)
 
+    async def transcribe(self, audio: bytes, media_type: str, *, instruction: str) -> str:
+        """The words of a recording. Errors: ModelError and its kinds."""
+        return await self._manager.transcribe(audio, media_type, self._settings(), instruction=instruction)
+
     def context_window(self, process: ProcessKind) -> int:
         """Tokens that the process's model reads: the configured number, or less where a refusal taught better."""
         return self._manager.context_window(process, self._settings())
@@ -404,5 +438,5 @@ async def open_models(
             ApiType.OPENAI_CHAT_COMPLETIONS: chat,
             ApiType.DEMO: DemoDialect(),
         }
-        yield ModelManager(dialects, nursery, llm, record_usage=record_usage)
+        yield ModelManager(dialects, nursery, llm, record_usage=record_usage, transcriber=Transcriber(transport))
         nursery.cancel_scope.cancel()

@@ -11,6 +11,7 @@ from pydantic import Field
 from spacebot.base.errors import ToolError
 from spacebot.base.redaction import find_secret
 from spacebot.base.tree import Node
+from spacebot.messaging.messages import Rich
 from spacebot.tools.contract import ToolArguments, ToolOutput
 
 _TOOL_NAMES = "reply|react|skip|branch|spawn_worker|route|cancel"
@@ -45,8 +46,8 @@ def content_of(text: str) -> str | None:
 class TurnHandle(Protocol):
     """What the turn lets its tools do."""
 
-    async def reply(self, text: str) -> str:
-        """Commit a text as said; returns the id of its row. Errors: StorageError."""
+    async def reply(self, text: str, rich: Rich | None = None) -> str:
+        """Commit a text as said, with what it has beside; returns the id of its row. Errors: StorageError."""
         ...
 
     async def react(self, emoji: str) -> None:

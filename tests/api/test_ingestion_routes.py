@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -13,7 +14,7 @@ import trio
 from spacebot.agent.agent import Agent
 from spacebot.api.server import serve_api
 from spacebot.base.ids import AgentId
-from spacebot.config.model import ApiConfig
+from spacebot.config.model import ApiConfig, Config
 from tests.agent.test_documents import make_pdf
 from tests.api.serving import UNREAD
 from tests.fakes.opened import Opened, open_test_agent
@@ -27,6 +28,8 @@ class Program:
     """As much of the program as the server asks for."""
 
     sandbox = "not tried"
+    config = Config()
+    messaging = SimpleNamespace(states=list)
 
     def __init__(self, agent: Agent) -> None:
         self.agents: Mapping[AgentId, Agent] = {agent.id: agent}

@@ -52,15 +52,18 @@ guild_id = "your-discord-guild-id"
 
 
 @pytest.mark.spec("control 7: README config blocks")
-def test_the_readme_sample_loads_and_says_what_has_no_effect_yet(load) -> None:
-    loaded = load(README_MINIMAL, {"OPENROUTER_API_KEY": "or-key-123456"})
+def test_the_readme_sample_connects_as_it_stands(load) -> None:
+    token = "MTA5NDQ2NzE4MjQ1Njc4OTAxMg.GabcdE.abcdefghijklmnopqrstuvwxyz0123456789AB"
+    loaded = load(README_MINIMAL, {"OPENROUTER_API_KEY": "or-key-123456", "DISCORD_BOT_TOKEN": token})
 
     assert [agent.id for agent in loaded.config.agents] == ["my-agent"]
     assert loaded.config.llm.provider["openrouter"].api_key.get_secret_value() == "or-key-123456"
-    assert [w.partition(": ")[2] for w in loaded.warnings] == [
-        "table 'messaging.discord' has no effect in this version",
-        "table 'bindings' has no effect in this version",
-    ]
+    ((platform, key, account),) = loaded.config.messaging.accounts()
+    assert (platform, key, account.enabled, account.token.get_secret_value()) == ("discord", "discord", True, token)
+    (binding,) = loaded.config.bindings
+    assert (binding.agent_id, binding.guild_id) == ("my-agent", "your-discord-guild-id")
+    (warning,) = loaded.warnings  # the sample's id is a placeholder
+    assert "'bindings[#1].guild_id' = 'your-discord-guild-id' never matches" in warning
 
 
 def test_without_a_file_the_environment_decides(tmp_path: Path) -> None:
@@ -351,14 +354,16 @@ def test_the_demo_provider_always_exists(load) -> None:
 KEYS = st.one_of(
     st.sampled_from(
         ["api", "llm", "defaults", "agents", "routing", "provider", "providers", "provider.x", "port", "id", "default",
-         "fallbacks", "coalesce", "anthropic_key", "ollama_base_url", "base_url", "api_type", "messaging", "workspace"]
+         "fallbacks", "coalesce", "anthropic_key", "ollama_base_url", "base_url", "api_type", "messaging", "workspace",
+         "bindings", "discord", "slack", "telegram", "twitch", "webhook", "instances", "name", "token", "bot_token",
+         "app_token", "commands", "agent_id", "channel", "channel_ids", "adapter", "guild_id"]
     ),
     st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF), max_size=8),
 )  # fmt: skip
 VALUES = st.recursive(
     st.one_of(
         st.integers(-(2**63), 2**63 - 1), st.booleans(), st.floats(), st.text(max_size=8), st.dates(),
-        st.sampled_from(["env:A", "env:", "secret:", "secret:x", "demo", "a/b"]),
+        st.sampled_from(["env:A", "env:", "secret:", "secret:x", "demo", "a/b", "discord"]),
     ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)),
     max_leaves=12,

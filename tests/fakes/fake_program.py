@@ -15,6 +15,9 @@ from spacebot.base.events import EventBus, EventKind, ProcessEvent
 from spacebot.base.ids import AgentId, ConversationId, MessageId, TurnId, new_uuid
 from spacebot.base.paths import package_file
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome, Tree
+from spacebot.config.edit import ConfigEditor
+from spacebot.config.model import Config
+from spacebot.config.store import ConfigStore
 from spacebot.conversations.ingestion_log import IngestedFile
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import Accepted, LoggedMessage, TurnState
@@ -23,6 +26,7 @@ from spacebot.memory.memory import AgentMemory, open_memory
 from spacebot.memory.transfer import MemoryTransfer
 from spacebot.memory.views import MemoryViews
 from spacebot.messaging.messages import InboundMessage, OutboundKind
+from spacebot.messaging.states import AdapterState, Connection
 from spacebot.storage.database import open_database
 from tests.fakes.fake_embedder import FakeEmbedder
 
@@ -209,11 +213,47 @@ class FakeTurn:
         return row
 
 
+class FakeMessaging:
+    """Adapters that a test plays by hand: connected as soon as they are configured, unless it says otherwise."""
+
+    def __init__(self, store: ConfigStore) -> None:
+        self._store = store
+        self.known: dict[str, AdapterState] = {}
+        self.answers: dict[str, str | Exception] = {}
+        self.sent: list[tuple[str, str]] = []
+
+    def states(self) -> Sequence[AdapterState]:
+        return [
+            self.known.get(key)
+            or AdapterState(key=key, platform=platform, state=Connection.CONNECTED, who=f"bot of {key}")
+            for platform, key, _ in self._store.current.messaging.accounts()
+        ]
+
+    async def probe(self, key: str) -> str:
+        return await self._answer(key, f"{key} is well")
+
+    async def send_test(self, address: str, text: str) -> str:
+        self.sent.append((address, text))
+        return await self._answer(address, f"the room {address}")
+
+    async def _answer(self, key: str, usual: str) -> str:
+        await trio.lowlevel.checkpoint()
+        answer = self.answers.get(key, usual)
+        if answer == "never":
+            await trio.sleep_forever()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
 class FakeProgram:
     """The program that owns the fake agents."""
 
-    def __init__(self, agents: Mapping[AgentId, FakeAgent], events: EventBus, tree: Tree) -> None:
+    def __init__(self, agents: Mapping[AgentId, FakeAgent], events: EventBus, tree: Tree, config: Path) -> None:
         self.agents = agents
+        self.store = ConfigStore.open(config)
+        self.editor = ConfigEditor(config)
+        self.messaging = FakeMessaging(self.store)
         self.events = events
         self.tree = tree
         self.default_agent_id = next(iter(agents))
@@ -230,6 +270,18 @@ class FakeProgram:
     def sandbox(self) -> str:
         """As a program that has not started a worker yet says it."""
         return "not tried yet"
+
+    @property
+    def config(self) -> Config:
+        return self.store.current
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return self.store.warnings
+
+    def reload_config(self) -> None:
+        if self.store.reload().changed:
+            self.events.emit(EventKind.CONFIG_RELOADED, what="config", error=None)
 
     async def reload_prompts(self) -> Sequence[str]:
         if self.broken_prompt is not None:
@@ -271,6 +323,6 @@ async def open_fake_program(folder: Path, agent_ids: Sequence[str] = ("main",)) 
         async with trio.open_nursery() as nursery:
             for agent in agents.values():
                 agent.nursery = nursery
-            yield FakeProgram(agents, events, tree)
+            yield FakeProgram(agents, events, tree, folder / "config.toml")
             nursery.cancel_scope.cancel()
         events.close()

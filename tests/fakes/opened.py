@@ -34,6 +34,7 @@ from spacebot.config.model import AgentConfig, ApiType, LlmConfig, ProviderConfi
 from spacebot.conversations.records import Accepted, Fate
 from spacebot.memory.embedding import Embedder
 from spacebot.memory.index import IndexPolicy
+from spacebot.messaging.courier import NO_PLATFORMS, Courier
 from spacebot.messaging.messages import Author, InboundMessage
 from spacebot.tools.sandbox import Backend
 from tests.fakes.fake_embedder import FakeEmbedder
@@ -196,6 +197,7 @@ async def open_test_agent(
     tree: Tree | None = None,
     embedder: Embedder | None = None,
     patience_s: float = PATIENCE_S,
+    courier: Courier = NO_PLATFORMS,
     **settings: Any,
 ) -> AsyncIterator[Opened]:
     """Open an agent in a folder; a second opening of the same folder is its next life.
@@ -203,6 +205,7 @@ async def open_test_agent(
     Args:
         model: a `ScriptedModel`, or anything that completes and knows its window.
         embedder: None means the fake one.
+        courier: the platforms that deliver.
         patience_s: real seconds after which a test that waits in vain is ended.
         settings: fields of `AgentConfig`; `opened.config[0]` may be replaced while it runs.
     """
@@ -239,6 +242,7 @@ async def open_test_agent(
                         parent=parent,
                         events=events,
                         clock=clock,
+                        courier=courier,
                         index=NO_TABLE,
                     ) as agent,
                     trio.open_nursery() as nursery,

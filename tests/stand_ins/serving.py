@@ -70,6 +70,7 @@ class Connection:
 
 
 Handler = Callable[[Request, Connection], Awaitable[None]]
+Upgrade = Callable[[Request, trio.SocketStream, bytes], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -86,13 +87,17 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(handler: Handler, *, port: int = 0) -> AsyncIterator[Server]:
-    """Serve on loopback while the block runs; port 0 lets the system choose."""
+async def serve(handler: Handler, *, port: int = 0, upgrade: Upgrade | None = None) -> AsyncIterator[Server]:
+    """Serve on loopback while the block runs; port 0 lets the system choose.
+
+    Args:
+        upgrade: takes over the stream of a client that asks for a WebSocket, with what it has sent already.
+    """
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=1024)
     failure: Exception | None = None
     server = Server(listeners[0].socket.getsockname()[1])
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, partial(_serve_connection, handler, server), listeners)
+        nursery.start_soon(trio.serve_listeners, partial(_serve_connection, handler, upgrade, server), listeners)
         try:
             yield server
         except Exception as error:
@@ -102,7 +107,9 @@ async def serve(handler: Handler, *, port: int = 0) -> AsyncIterator[Server]:
         raise failure
 
 
-async def _serve_connection(handler: Handler, server: Server, stream: trio.SocketStream) -> None:
+async def _serve_connection(
+    handler: Handler, upgrade: Upgrade | None, server: Server, stream: trio.SocketStream
+) -> None:
     server.connections += 1
     connection = Connection(stream)
     buffer = bytearray()
@@ -110,6 +117,9 @@ async def _serve_connection(handler: Handler, server: Server, stream: trio.Socke
         while connection.is_kept:
             request = await _read_request(stream, buffer)
             if request is None:
+                return
+            if upgrade is not None and request.headers.get("upgrade", "").lower() == "websocket":
+                await upgrade(request, stream, bytes(buffer))
                 return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_watch_hang_up, stream, nursery.cancel_scope, buffer)

@@ -1,0 +1,234 @@
+"""Delivers what the agent says to the platforms: in order per conversation, again after failures, once.
+
+One task per conversation with something in the outbox; it ends when nothing is left. What an adapter cannot take
+now waits, and only the conversation's own later messages wait with it.
+
+Flow:    a row in the outbox -> nudge -> relay -> adapter.send -> delivered | undelivered, told at the next turn
+Floor:   agent
+Source:  design 4.5, messaging spec 3; pitfalls 1, 9, 12, 29 and n of its section 19
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import trio
+
+from spacebot.base.clock import Clock, from_text
+from spacebot.base.errors import DeliveryError, StorageError
+from spacebot.base.events import EventBus, EventKind
+from spacebot.base.ids import AgentId, ConversationId, MessageId
+from spacebot.base.redaction import scrub
+from spacebot.base.telemetry import kv
+from spacebot.base.tree import describe
+from spacebot.conversations.outbox import Outbox
+from spacebot.conversations.records import Parcel
+from spacebot.messaging.adapter import Adapter
+from spacebot.messaging.courier import Courier
+from spacebot.messaging.messages import Target
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 1.0  # after a failed attempt; doubles
+LONGEST_PAUSE_S = 60.0
+ATTEMPTS = 25  # failed ones of one message: about 20 minutes of a platform that answers and refuses
+BREAKS = 3  # times that an adapter may break over one message
+OLDEST_S = 86_400.0  # what could not be delivered for a day helps nobody any more
+END_S = 5.0  # for a last call to a platform when something ends
+
+
+class Delivery:
+    """What one agent sends. `run` is its life; `nudge` never waits."""
+
+    def __init__(self, outbox: Outbox, courier: Courier, *, agent_id: AgentId, events: EventBus, clock: Clock) -> None:
+        self._outbox = outbox
+        self._courier = courier
+        self._agent_id = agent_id
+        self._events = events
+        self._clock = clock
+        self._nursery: trio.Nursery | None = None
+        self._relays: dict[ConversationId, bool] = {}  # those that run; True: look again before you end
+        self._paused: set[ConversationId] = set()  # those that wait for a platform
+        self._moved = trio.Event()
+        self._news: dict[ConversationId, trio.Event] = {}  # for those who fetch what is said
+
+    @property
+    def outbox(self) -> Outbox:
+        """What waits."""
+        return self._outbox
+
+    @property
+    def courier(self) -> Courier:
+        """The platforms."""
+        return self._courier
+
+    @property
+    def nursery(self) -> trio.Nursery | None:
+        """Owns what is shown beside (`agent/presence.py`); None while it does not run."""
+        return self._nursery
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Deliver until cancelled, beginning with what an earlier life left."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                for channel_id in await self._outbox.open_channels():
+                    self.nudge(channel_id)
+                for draft in await self._outbox.take_stale_drafts():
+                    nursery.start_soon(self.drop_draft, draft.adapter, draft.target, draft.draft_id)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    async def flush(self, patience_s: float) -> None:
+        """Wait until everything is delivered that does not wait for a platform, at most `patience_s` seconds."""
+        with trio.move_on_after(patience_s):
+            while self._relays.keys() - self._paused:
+                self._moved = trio.Event()
+                await self._moved.wait()
+
+    def nudge(self, channel_id: ConversationId) -> None:
+        """Something was put into the outbox of a conversation."""
+        if (news := self._news.pop(channel_id, None)) is not None:
+            news.set()
+        if channel_id in self._relays:
+            self._relays[channel_id] = True
+        elif self._nursery is not None:
+            self._relays[channel_id] = False
+            self._nursery.start_soon(self._relay, channel_id)
+
+    async def wait_for_news(self, channel_id: ConversationId) -> None:
+        """Wait until something more is put into the outbox of a conversation."""
+        await self._news.setdefault(channel_id, trio.Event()).wait()
+
+    async def fetched(self, message_ids: Sequence[MessageId]) -> None:
+        """Note that whoever fetches their messages has got these."""
+        for message_id in message_ids:
+            await self._outbox.note_sent(message_id, (), is_last=True)
+
+    async def drop_draft(self, adapter_key: str, target: Target, draft_id: str) -> None:
+        """Remove a growing draft that nothing came of, when its platform can be reached in time."""
+        with trio.move_on_after(END_S):
+            adapter = await self._courier.wait_connected(adapter_key)
+            try:
+                await adapter.drop_draft(target, draft_id)
+            except DeliveryError as error:
+                log.info("draft not removed", extra=kv(adapter=adapter_key, reason=scrub(str(error))))
+
+    async def _relay(self, channel_id: ConversationId) -> None:
+        """Deliver what waits in a conversation, one after the other."""
+        try:
+            while True:
+                self._relays[channel_id] = False
+                try:
+                    parcel = await self._outbox.take(channel_id)
+                    if parcel is None:
+                        if self._relays[channel_id]:
+                            continue
+                        return
+                    if not await self._deliver(parcel):
+                        return
+                except StorageError as error:
+                    log.error("outbox not served, it is tried again", extra=kv(channel=channel_id, error=str(error)))
+                    await self._pause(channel_id, LONGEST_PAUSE_S)
+        finally:
+            del self._relays[channel_id]
+            self._moved.set()
+
+    async def _deliver(self, parcel: Parcel) -> bool:
+        """Bring a parcel to an end, whatever it takes; False when whoever wants it fetches it. Errors: StorageError."""
+        failures, breaks = parcel.attempts, 0
+        sent = list(parcel.message.sent)
+        is_doubtful = parcel.message.is_doubtful
+        while True:
+            adapter = await self._adapter(parcel)
+            if adapter is None:
+                await self._give_up(parcel, f"{parcel.adapter} was not connected for a day")
+                return True
+            if adapter.traits.is_pulled:
+                return False
+            try:
+                await self._send(adapter, parcel, sent, is_doubtful=is_doubtful)
+                return True
+            except DeliveryError as error:
+                failures += 1
+                reason = scrub(str(error))
+                if error.is_permanent or failures >= ATTEMPTS:
+                    await self._give_up(parcel, reason)
+                    return True
+                pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10))
+                pause_s = max(pause_s, error.retry_after_s or 0.0)
+                is_doubtful |= error.retry_after_s is None
+            except (StorageError, trio.Cancelled):
+                raise
+            except Exception as error:  # boundary: adapter
+                breaks += 1
+                reason, pause_s, is_doubtful = scrub(describe(error)), FIRST_PAUSE_S, True
+                log.error("adapter broke while sending", exc_info=error, extra=kv(adapter=parcel.adapter))
+                if breaks >= BREAKS:
+                    await self._give_up(parcel, reason)
+                    return True
+            log.warning("not delivered yet", extra=kv(adapter=parcel.adapter, pause_s=pause_s, reason=reason))
+            await self._outbox.defer(parcel.message.id, reason)
+            await self._pause(parcel.target.conversation_id, pause_s)
+
+    async def _send(self, adapter: Adapter, parcel: Parcel, sent: list[str], *, is_doubtful: bool) -> None:
+        async def note_sent(platform_id: str) -> None:
+            sent.append(platform_id)
+            await self._outbox.note_sent(parcel.message.id, sent, is_last=False)
+
+        message = replace(parcel.message, sent=tuple(sent), is_doubtful=is_doubtful)
+        await adapter.send(parcel.target, message, note_sent)
+        await self._outbox.note_sent(parcel.message.id, sent, is_last=True)
+        await _discard(parcel)
+        self._courier.note_delivery(parcel.adapter, is_delivered=True)
+        self._emit(EventKind.DELIVERED, parcel, parts=len(sent))
+
+    async def _adapter(self, parcel: Parcel) -> Adapter | None:
+        """The adapter of a parcel, as soon as it is connected; None when that takes too long."""
+        if (adapter := self._courier.connected(parcel.adapter)) is not None:
+            return adapter
+        age_s = (self._clock.now() - from_text(parcel.created_at)).total_seconds()
+        channel_id = parcel.target.conversation_id
+        self._note_pause(channel_id)
+        try:
+            with trio.move_on_after(max(0.0, OLDEST_S - age_s)):
+                return await self._courier.wait_connected(parcel.adapter)
+            return None
+        finally:
+            self._paused.discard(channel_id)
+
+    async def _give_up(self, parcel: Parcel, reason: str) -> None:
+        log.warning("not delivered", extra=kv(adapter=parcel.adapter, message=parcel.message.id, reason=reason))
+        await self._outbox.give_up(parcel.message.id, reason)
+        await _discard(parcel)
+        self._courier.note_delivery(parcel.adapter, is_delivered=False)
+        self._emit(EventKind.UNDELIVERED, parcel, reason=reason)
+
+    async def _pause(self, channel_id: ConversationId, seconds: float) -> None:
+        self._note_pause(channel_id)
+        try:
+            await trio.sleep(seconds)
+        finally:
+            self._paused.discard(channel_id)
+
+    def _note_pause(self, channel_id: ConversationId) -> None:
+        self._paused.add(channel_id)
+        self._moved.set()
+
+    def _emit(self, kind: EventKind, parcel: Parcel, **fields: str | int) -> None:
+        self._events.emit(
+            kind,
+            agent_id=self._agent_id,
+            channel_id=parcel.target.conversation_id,
+            message_id=parcel.message.id,
+            adapter=parcel.adapter,
+            **fields,
+        )
+
+
+async def _discard(parcel: Parcel) -> None:
+    """Remove the copy of a file that was to be sent."""
+    if parcel.message.file is not None:
+        await trio.Path(parcel.message.file.path).unlink(missing_ok=True)

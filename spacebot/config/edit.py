@@ -1,0 +1,361 @@
+"""Changes of `config.toml` by the program itself: accounts and bindings, with the owner's comments and order kept.
+
+A change is made to the plain values, and the owner's text is made to follow. Only if the text then says the same, and
+is a valid configuration, the file is replaced in one step; otherwise nothing has happened.
+
+Flow:    HTTP -> ConfigEditor -> read, change, follow, load_config, rename -> the caller has the file read again
+Floor:   config
+Source:  control spec 1.11 and 4.7; messaging spec 16
+"""
+
+import copy
+import os
+import secrets
+import stat
+import threading
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spacebot.base.errors import ConfigError, NotFoundError, RefusedError
+from spacebot.config.load import LoadedConfig, load_config, read_source
+from spacebot.config.messaging import BindingConfig
+
+if TYPE_CHECKING:
+    from spacebot.config.layout import Layout
+
+Value = str | int | bool | list[str]
+Tables = dict[str, Any]
+Change = Callable[[Tables], None]
+
+_IDENTITY = ("agent_id", "channel", "guild_id", "workspace_id", "chat_id")
+_FIELDS = tuple(name for name in BindingConfig.model_fields if name != "is_served")
+_TRIES = 3  # somebody may save the file in the same blink
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindingIdentity:
+    """Which binding is meant.
+
+    Args:
+        guild_id: as `workspace_id` and `chat_id`: None means that the key is not in the file.
+        adapter: compared only when it is given.
+        index: its place in the file, from 0; None leaves it to the rest, which must then be unmistakable.
+    """
+
+    agent_id: str
+    channel: str
+    guild_id: str | None = None
+    workspace_id: str | None = None
+    chat_id: str | None = None
+    adapter: str | None = None
+    index: int | None = None
+
+
+class ConfigEditor:
+    """Edits one file; its methods block for some milliseconds and may be called from several threads.
+
+    Errors of all changes: ConfigError when the file, or what would become of it, is broken, or cannot be written.
+
+    Args:
+        load: checks what would become of the file.
+    """
+
+    def __init__(self, path: Path, *, load: Callable[[Path], LoadedConfig] = load_config) -> None:
+        self._path = path
+        self._load = load
+        self._lock = threading.Lock()
+
+    @property
+    def has_file(self) -> bool:
+        """Whether there is a file; without one the environment alone decides."""
+        return self._path.exists()
+
+    def bindings(self) -> list[dict[str, Any]]:
+        """The bindings as they stand in the file, those that lead nowhere too. Errors: ConfigError."""
+        entries = read_source(self._path).tables.get("bindings", [])
+        return [dict(entry) for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+    def set_account(self, key: str, values: Mapping[str, Value | None]) -> None:
+        """Set keys of an account, None takes one away; an account that is not there yet is added."""
+        self._edit(lambda tables: _set_account(tables, key, values))
+
+    def remove_account(self, key: str) -> None:
+        """Take an account away with all bindings to it; a platform's own account takes its instances with it."""
+        self._edit(lambda tables: _remove_account(tables, key))
+
+    def add_binding(
+        self, fields: Mapping[str, Any], *, accounts: Mapping[str, Mapping[str, Value | None]] | None = None
+    ) -> None:
+        """Add a binding behind the others, and in the same step set keys of accounts."""
+
+        def change(tables: Tables) -> None:
+            for key, values in (accounts or {}).items():
+                _set_account(tables, key, values)
+            _list(tables, "bindings", create=True).append(_clean(fields))
+
+        self._edit(change)
+
+    def replace_binding(self, identity: BindingIdentity, fields: Mapping[str, Any]) -> None:
+        """Give a binding new values in its place. Errors: NotFoundError; RefusedError when several may be meant."""
+
+        def change(tables: Tables) -> None:
+            binding = _list(tables, "bindings")[_find(tables, identity)]
+            for name in _FIELDS:
+                binding.pop(name, None)
+            binding |= _clean(fields)
+
+        self._edit(change)
+
+    def remove_binding(self, identity: BindingIdentity) -> None:
+        """Take a binding away. Errors: NotFoundError; RefusedError when several may be meant."""
+
+        def change(tables: Tables) -> None:
+            del _list(tables, "bindings")[_find(tables, identity)]
+            _drop_empty(tables)
+
+        self._edit(change)
+
+    def _edit(self, change: Change) -> None:
+        with self._lock:
+            for _ in range(_TRIES):
+                if self._try_edit(change):
+                    return
+        raise ConfigError(f"{self._path} is being changed by somebody else; try again")
+
+    def _try_edit(self, change: Change) -> bool:
+        """Make a change; False when the file was saved by somebody else meanwhile."""
+        target = self._path.resolve()  # a link stays a link
+        raw = _read(target)
+        source = read_source(target)  # says in words what is wrong with a broken file
+        text = self._first_text() if raw is None else raw.decode("utf-8-sig")
+        values = source.tables if raw is not None else tomllib.loads(text)
+        before = copy.deepcopy(values)
+        places = {id(entry): i for entries in _lists(values) for i, entry in enumerate(entries)}
+        change(values)
+        changed = self._follow(text, before, values, places)
+        if changed == text and raw is not None:
+            return True
+        mark = b"\xef\xbb\xbf" if raw is not None and raw.startswith(b"\xef\xbb\xbf") else b""
+        return self._replace(target, raw, mark + changed.encode())
+
+    def _follow(self, text: str, before: Tables, after: Tables, places: Mapping[int, int]) -> str:
+        """The owner's text with the change that was made to its values."""
+        from spacebot.config.layout import Layout, LayoutError
+
+        layout = Layout(text)
+        try:
+            _follow_accounts(layout, before.get("messaging", {}), after.get("messaging", {}), places)
+            _follow_list(layout, ("bindings",), before.get("bindings", []), after.get("bindings", []), places)
+            if _normal(tomllib.loads(layout.text)) == _normal(after):
+                return layout.text
+        except (LayoutError, tomllib.TOMLDecodeError):
+            pass  # told below
+        raise ConfigError(f"{self._path} is laid out in a way that only a person can change; edit it by hand")
+
+    def _first_text(self) -> str:
+        """A file to begin with: what the environment alone has connected so far stays connected."""
+        lines = ["# Written by Spacebot; change what you like.\n"]
+        for _, key, _ in self._load(self._path).config.messaging.accounts():
+            lines.append(f"\n[messaging.{key}]  # its credentials come from the environment\n")
+        return "".join(lines)
+
+    def _replace(self, target: Path, before: bytes | None, after: bytes) -> bool:
+        draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            mode = stat.S_IMODE(target.stat().st_mode) if before is not None else 0o600
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                file.write(after)
+                file.flush()
+                os.fsync(file.fileno())
+            self._check(draft)
+            if _read(target) != before:
+                return False
+            draft.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be written ({error.strerror}); check its permissions") from error
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
+
+    def _check(self, draft: Path) -> None:
+        try:
+            self._load(draft)
+        except ConfigError as error:
+            reason = str(error).replace(str(draft), str(self._path))
+            raise ConfigError(f"nothing was changed, because then: {reason}") from error
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lists(values: Tables) -> Iterator[list[Any]]:
+    """All lists of tables that may change."""
+    yield _tables_in(values.get("bindings"))
+    messaging = values.get("messaging")
+    for account in messaging.values() if isinstance(messaging, dict) else ():
+        yield _tables_in(account.get("instances") if isinstance(account, dict) else None)
+
+
+def _tables_in(value: Any) -> list[Any]:
+    return value if isinstance(value, list) and all(isinstance(entry, dict) for entry in value) else []
+
+
+def _follow_accounts(layout: "Layout", before: Tables, after: Tables, places: Mapping[int, int]) -> None:
+    for platform in [*after, *(platform for platform in before if platform not in after)]:
+        old, new, path = before.get(platform), after.get(platform), ("messaging", platform)
+        if old == new:
+            continue
+        if new is None:
+            layout.remove_table(path)
+            continue
+        keys, gone = _difference(old or {}, new)
+        if keys or gone or (old is None and not new.get("instances")):
+            layout.set_keys(path, keys, gone)
+        _follow_list(layout, (*path, "instances"), (old or {}).get("instances", []), new.get("instances", []), places)
+
+
+def _follow_list(
+    layout: "Layout", path: tuple[str, ...], before: list[Tables], after: list[Tables], places: Mapping[int, int]
+) -> None:
+    kept = {places[id(entry)]: entry for entry in after if id(entry) in places}
+    for i in reversed(range(len(before))):
+        if i not in kept:
+            layout.remove_element(path, i)
+    for number, entry in enumerate(kept.values()):
+        keys, gone = _difference(before[places[id(entry)]], entry)
+        if keys or gone:
+            layout.set_element(path, number, keys, gone)
+    for entry in after:
+        if id(entry) not in places:
+            layout.add_element(path, entry)
+
+
+def _difference(before: Tables, after: Tables) -> tuple[Tables, list[str]]:
+    """Keys with a new value, and keys that are gone; an equal list keeps its comments."""
+    keys = {name: value for name, value in after.items() if name != "instances" and before.get(name) != value}
+    return keys, [name for name in before if name not in after and name != "instances"]
+
+
+def _normal(values: Tables) -> Tables:
+    """Without tables that hold nothing: their header may stay or go."""
+    messaging = values.get("messaging")
+    if not isinstance(messaging, dict):
+        return values
+    kept = {platform: account for platform, account in messaging.items() if account != {}}
+    return {name: value for name, value in values.items() if name != "messaging"} | (
+        {"messaging": kept} if kept else {}
+    )
+
+
+def _sub(tables: Tables, name: str) -> Tables | None:
+    """A table inside another; None when there is none. Errors: RefusedError when it is something else."""
+    found = tables.get(name)
+    if found is not None and not isinstance(found, dict):
+        raise RefusedError(f"{name!r} is no table in the configuration file; edit it by hand")
+    return found
+
+
+def _list(tables: Tables, name: str, *, create: bool = False) -> list[Tables]:
+    """A list of tables; empty when there is none. Errors: RefusedError when it is something else."""
+    found = tables.setdefault(name, []) if create else tables.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise RefusedError(f"{name!r} is no list of tables in the configuration file; edit it by hand")
+    return found
+
+
+def _set_account(tables: Tables, key: str, values: Mapping[str, Value | None]) -> None:
+    platform, _, name = key.partition(":")
+    _sub(tables, "messaging")
+    messaging = tables.setdefault("messaging", {})
+    _sub(messaging, platform)
+    own = messaging.setdefault(platform, {})
+    if name:
+        instances = _list(own, "instances", create=True)
+        own = next((entry for entry in instances if str(entry.get("name")).lower() == name.lower()), None)
+        if own is None:
+            own = {"name": name}
+            instances.append(own)
+    for field, value in values.items():
+        if value is not None:
+            own[field] = value
+        else:
+            own.pop(field, None)
+
+
+def _remove_account(tables: Tables, key: str) -> None:
+    platform, _, name = key.partition(":")
+    messaging = _sub(tables, "messaging") or {}
+    own = _sub(messaging, platform)
+    instances = _list(own, "instances") if own is not None else []
+    place = next((i for i, entry in enumerate(instances) if str(entry.get("name")).lower() == name.lower()), None)
+    if own is None or (name and place is None):
+        raise NotFoundError(f"there is no [messaging.{platform}]{f' instance {name!r}' if name else ''} in the file")
+    if place is None:
+        del messaging[platform]
+    else:
+        del instances[place]
+        if not instances:
+            del own["instances"]
+    bindings = _list(tables, "bindings")
+    bindings[:] = [binding for binding in bindings if not _is_bound_to(binding, platform, name)]
+    _drop_empty(tables)
+
+
+def _is_bound_to(binding: Tables, platform: str, name: str) -> bool:
+    if str(binding.get("channel")).strip().lower() != platform:
+        return False
+    adapter = str(binding.get("adapter") or "").lower().removeprefix(f"{platform}:")
+    return not name or adapter == name.lower()
+
+
+def _drop_empty(tables: Tables) -> None:
+    if tables.get("bindings") == []:
+        del tables["bindings"]
+
+
+def _find(tables: Tables, identity: BindingIdentity) -> int:
+    """Where a binding stands. Errors: NotFoundError; RefusedError."""
+    found = [i for i, binding in enumerate(_list(tables, "bindings")) if _is_it(binding, identity)]
+    if identity.index is not None:
+        found = [i for i in found if i == identity.index]
+    if not found:
+        raise NotFoundError("no such binding is in the file; it may have been changed meanwhile")
+    if len(found) > 1:
+        raise RefusedError(f"{len(found)} bindings look like that (numbers {found}); name one by its 'index'")
+    return found[0]
+
+
+def _is_it(binding: Mapping[str, Any], identity: BindingIdentity) -> bool:
+    for name in _IDENTITY:
+        wanted, there = getattr(identity, name), binding.get(name)
+        if (None if there is None or there == "" else str(there)) != (wanted or None):
+            return False
+    return identity.adapter is None or (binding.get("adapter") or "") == identity.adapter
+
+
+def _clean(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What is worth writing: no empty values, except an empty `authority`, which means everybody."""
+    kept = {name: fields[name] for name in _FIELDS if fields.get(name) not in (None, "", False)}
+    kept = {name: list(value) if isinstance(value, tuple | list) else value for name, value in kept.items()}
+    return {name: value for name, value in kept.items() if value != [] or name == "authority"}

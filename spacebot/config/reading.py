@@ -1,0 +1,240 @@
+"""One reading of one file: resolves strings, sorts keys, builds models, and gathers what is wrong on the way.
+
+What the tables mean is said by `load.py` and `load_messaging.py`; this is what they both need.
+
+Floor:   config; may import base
+Source:  control spec 1.3 and 1.10
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from spacebot.base.errors import ConfigError
+from spacebot.base.redaction import register_secret
+from spacebot.config.model import AgentSettings, ApiConfig
+from spacebot.config.wording import brief, in_plain_words, quote
+
+Table = dict[str, Any]
+KeyPath = tuple[str | int, ...]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_SECRET_KEY = re.compile(r"(?:^|_)(?:key|token|secret|password|authorization)$", re.IGNORECASE)
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file as it was read; `tables` is empty and `content_hash` too when it does not exist."""
+
+    path: Path
+    tables: Table
+    content_hash: str
+
+
+class Reading:
+    """Values, keys and reports of one file; part readers use it and hold none of their own.
+
+    Args:
+        unused: top-level tables that belong to the format and have no effect yet.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        environ: Mapping[str, str],
+        resolve_secret: Callable[[str], str | None],
+        *,
+        unused: frozenset[str] = frozenset(),
+    ) -> None:
+        self.source = source
+        self.environ = environ
+        self._unused = unused
+        self._resolve_secret = resolve_secret
+        self._warnings: dict[str, None] = {}  # in order, each once
+        self._problems: dict[str, None] = {}
+        self._references: dict[KeyPath, str] = {}  # values that were given as env: or secret:
+        self.unresolved: dict[KeyPath, str] = {}  # those of them that led nowhere, with the reason
+        self.agent_names: dict[int, str] = {}
+
+    # Values
+
+    def resolve_table(self, table: Table, path: KeyPath, *, quiet: bool) -> Table:
+        """Copy a table with `env:` and `secret:` values filled in and absent ones left out."""
+        result: Table = {}
+        for key, value in table.items():
+            is_quiet = quiet or (not path and key in self._unused)
+            resolved = self._resolve(value, (*path, key), quiet=is_quiet)
+            if resolved is not _ABSENT:
+                result[key] = resolved
+        return result
+
+    def _resolve(self, value: Any, path: KeyPath, *, quiet: bool) -> Any:
+        if isinstance(value, dict):
+            return self.resolve_table(value, path, quiet=quiet)
+        if isinstance(value, list):
+            items = (self._resolve(item, (*path, i), quiet=quiet) for i, item in enumerate(value))
+            return [item for item in items if item is not _ABSENT]
+        if not isinstance(value, str):
+            return value
+        text: str | None = value or None
+        if value.startswith(("env:", "secret:")):
+            text = self._resolve_text(value.strip(), path, quiet=quiet)
+        if text and _is_secret(path):
+            register_secret(text)
+        return _ABSENT if text is None else text
+
+    def _resolve_text(self, reference: str, path: KeyPath, *, quiet: bool) -> str | None:
+        kind, _, name = reference.partition(":")
+        self._references[path] = reference
+        if kind == "env":
+            if found := self.environ.get(name, "").strip():
+                return found
+            reason = f"environment variable {name} is not set"
+        else:
+            if value := self._resolve_secret(name):
+                register_secret(value)
+                return value
+            reason = f"the secret store has no {name!r}"
+        if not quiet:
+            self.unresolved[path] = reason
+        return None
+
+    # Keys
+
+    def known_keys(self, table: Table, known: Iterable[str], unused: Iterable[str], path: KeyPath) -> Table:
+        """Keep the keys that have a meaning; warn about the others."""
+        known, unused = frozenset(known), frozenset(unused)
+        kept: Table = {}
+        for key, value in table.items():
+            if key in known:
+                kept[key] = value
+            elif key in unused:
+                self._warn_unused(value, (*path, key))
+            else:
+                self.warn(f"unknown key '{self.name((*path, key))}' is ignored{_suggest(key, known | unused, path)}")
+        return kept
+
+    def _warn_unused(self, value: Any, path: KeyPath) -> None:
+        what = "table" if isinstance(value, dict | list) else "key"
+        self.warn(f"{what} '{self.name(path)}' has no effect in this version")
+
+    def subtable(self, tables: Table, key: str, path: KeyPath) -> Table:
+        """The table under a key; empty when there is none, or something else, which is noted."""
+        value = tables.get(key, {})
+        if isinstance(value, dict):
+            return value
+        self.problem((*path, key), f"must be a table: [{self.name((*path, key))}]", value)
+        return {}
+
+    # Reports
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether no problem was noted so far."""
+        return not self._problems
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was noted, in order."""
+        return tuple(self._warnings)
+
+    def report_unresolved(self) -> None:
+        """Warn about values that led nowhere and that nobody has asked about."""
+        for path, reason in self.unresolved.items():
+            self.warn(f"'{self.name(path)}' is left out: {reason}")
+
+    def validate(
+        self,
+        model: type[ModelT],
+        table: Table,
+        path: KeyPath,
+        *,
+        own: Table | None = None,
+        renamed: Mapping[str, KeyPath] = MappingProxyType({}),
+    ) -> ModelT | None:
+        """Build a model; its problems are noted, None means that there were some.
+
+        Args:
+            own: only problems of keys in this table are news; those of inherited ones are noted already.
+            renamed: where the owner wrote a field, when it was not under the field's own name.
+        """
+        try:
+            return model.model_validate(table)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                place = tuple(details["loc"])
+                if own is None or _has(own, place):
+                    is_whole = isinstance(details["input"], dict) or details["type"] == "missing"
+                    shown = _ABSENT if is_whole else details["input"]
+                    wrong = renamed.get(str(place[0]) if place else "", (*path, *place))
+                    self.problem(wrong, in_plain_words(details), shown)
+            return None
+
+    def name(self, path: KeyPath) -> str:
+        """A key path for people: `agents[my-agent].max_turns`."""
+        text = ""
+        for i, part in enumerate(path):
+            if part == "":
+                continue  # the place is an environment variable
+            if isinstance(part, int):
+                shown = self.agent_names.get(part, f"#{part + 1}") if path[:i] == ("agents",) else f"#{part + 1}"
+                text += f"[{shown}]"
+            else:
+                plain = part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else quote(part)
+                text += f".{plain}" if text else plain
+        return text
+
+    def warn(self, message: str) -> None:
+        """Note what the owner should know, once."""
+        self._warnings[f"{self.source.path}: {message}" if self.source.content_hash else message] = None
+
+    def problem(self, path: KeyPath, message: str, value: Any = _ABSENT) -> None:
+        """Note something wrong; `value` is shown unless the key holds a secret."""
+        shown = ""
+        if path in self._references:
+            shown = f" = {self._references[path]!r}"
+        elif value is not _ABSENT:
+            shown = " = (hidden)" if _is_secret(path) else f" = {brief(value)}"
+        self._problems[f"{self.name(path)}{shown}: {message}"] = None
+
+    def check(self) -> None:
+        """Raise ConfigError with all problems, when there are some."""
+        if self._problems:
+            raise ConfigError(self._summary())
+
+    def _summary(self) -> str:
+        lines = list(self._problems)
+        where = str(self.source.path) if self.source.content_hash else "the environment"
+        if len(lines) == 1:
+            return f"{where}: {lines[0]}"
+        return "\n  ".join([f"{where} has {len(lines)} problems:", *lines])
+
+
+def _suggest(key: str, known: frozenset[str], path: KeyPath) -> str:
+    if near := difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6):
+        return f"; did you mean {near[0]!r}?"
+    elsewhere: Mapping[str, type[BaseModel]] = {"defaults": AgentSettings, "api": ApiConfig}
+    for table, model in elsewhere.items():
+        if key in model.model_fields and path != (table,):
+            return f"; it belongs into [{table}]"
+    return ""
+
+
+def _has(table: Any, path: KeyPath) -> bool:
+    for part in path:
+        if not (part in table if isinstance(table, dict) else isinstance(part, int) and isinstance(table, list)):
+            return False
+        table = table[part]
+    return bool(path)
+
+
+def _is_secret(path: KeyPath) -> bool:
+    name = next((part for part in reversed(path) if isinstance(part, str)), "")
+    return _SECRET_KEY.search(name) is not None

@@ -1,0 +1,40 @@
+"""What all tables of the configuration have in common.
+
+Floor: config
+"""
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Table(BaseModel):
+    """A table of the file: values only, unknown keys are errors (the reader has taken them out before)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def is_url(value: str | None) -> str | None:
+    """Check an address that the owner gave; a slash at its end is dropped."""
+    if value is None:
+        return None
+    value = value.rstrip("/")
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError("must be an absolute http or https URL") from error
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ValueError("must be an absolute http or https URL")
+    return value
+
+
+def is_loopback_address(bind: str) -> bool:
+    """Whether only this machine can connect there."""
+    if bind == "localhost":
+        return True
+    try:
+        return ip_address(bind.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False

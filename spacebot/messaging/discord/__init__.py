@@ -1,0 +1,1 @@
+"""Discord: its adapter, what its events mean and what is sent to it."""

@@ -1,0 +1,476 @@
+"""The asyncio side of one Discord connection: the library and what is done with it.
+
+Runs on the host's loop and hands out plain values only. Reconnecting and resuming are the library's own. Its own
+reading of messages is not used: one strange field would cost the whole event, and its report would put the message
+into the log.
+
+Flow:    gateway -> Link._hear -> translate -> inlet; adapter -> host.run -> Link.create | edit | history …
+Floor:   messaging
+Source:  messaging spec 14.1 and 18.3; https://discord.com/developers/docs/topics/opcodes-and-status-codes
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import hikari
+from hikari import impl
+from hikari.api import config as hikari_config
+
+from spacebot.base.errors import DeliveryError, ExternalError
+from spacebot.base.telemetry import kv
+from spacebot.config.messaging import DiscordAccount
+from spacebot.messaging.asyncio_bridge import Inlet
+from spacebot.messaging.discord import outbound, translate
+from spacebot.messaging.discord.outbound import Arrived, Part
+from spacebot.messaging.discord.translate import Credential, Deletion, Edit, Room
+from spacebot.messaging.messages import HistoryLine, InboundMessage
+from spacebot.messaging.names import clean_name
+
+log = logging.getLogger(__name__)
+
+KEPT = 4096  # texts, rooms and chats that are remembered
+ACK_S = 2.5  # Discord wants an interaction acknowledged within three seconds
+WAIT_S = 20.0  # the longest pause of a rate limit that the library waits for by itself
+ECHO_S, ECHO_TRIES = 0.05, 40  # the gateway tells of our own messages within moments
+LOOKED_AT = 100  # messages that are searched for one that may have arrived
+RECENT_S = 3600.0  # how old such a message may be when nothing says what it comes after
+_INTENTS = (
+    hikari.Intents.GUILDS | hikari.Intents.GUILD_MESSAGES | hikari.Intents.DM_MESSAGES | hikari.Intents.MESSAGE_CONTENT
+)
+_CACHED = (
+    hikari_config.CacheComponents.GUILDS
+    | hikari_config.CacheComponents.GUILD_CHANNELS
+    | hikari_config.CacheComponents.GUILD_THREADS
+    | hikari_config.CacheComponents.ROLES
+    | hikari_config.CacheComponents.ME
+)
+_PINGS: Mapping[str, Any] = {"mentions_everyone": False, "user_mentions": True, "role_mentions": False}
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, AssertionError)  # of the library's reading of an answer
+_UNKNOWN_MESSAGE, _THREAD_EXISTS = 10008, 160004
+_NO_TOKEN = "Discord refused the token: make a new one (Developer Portal, Bot, Reset Token) and put it into the account"
+_CLOSED = {
+    4004: _NO_TOKEN,
+    4010: "Discord refused the connection's shard; start it again",
+    4011: "the bot is in too many servers for one connection",
+    4013: "Discord does not know one of the intents; update the program",
+    4014: "Discord refused an intent: switch on Message Content Intent (Developer Portal, Bot, Privileged Gateway "
+    "Intents) and save",
+}
+_REFUSED = {
+    10003: "the channel or thread does not exist any more",
+    10004: "the bot is not in that server any more",
+    10008: "the message does not exist any more",
+    10014: "Discord does not know this emoji",
+    50001: "the bot cannot see this channel: give it View Channel there",
+    50007: "this person does not take direct messages from the bot",
+    50083: "the thread is archived and locked",
+    90001: "this person has blocked the bot",
+    160005: "the thread is locked",
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """A message on its way in; `credential` lets one answer a command."""
+
+    message: InboundMessage
+    is_room_known: bool
+    credential: Credential | None = None
+
+
+Event = Said | Edit | Deletion
+
+
+class Recent(OrderedDict[str, T]):
+    """The newest `KEPT` values by name."""
+
+    def keep(self, key: str, value: T) -> None:
+        """Remember a value, and forget the oldest beyond the bound."""
+        self[key] = value
+        self.move_to_end(key)
+        if len(self) > KEPT:
+            self.popitem(last=False)
+
+
+class _Cache:
+    """What the library knows from the gateway, as `translate` asks for it."""
+
+    def __init__(self, bot: hikari.GatewayBot) -> None:
+        self._cache = bot.cache
+        self.me = ""
+
+    def room(self, channel: str) -> Room | None:
+        known = self._cache.get_guild_channel(int(channel)) or self._cache.get_thread(int(channel))
+        return self.described(known) if known is not None else None
+
+    def described(self, channel: hikari.GuildChannel, guild_name: str | None = None) -> Room:
+        guild = self._cache.get_guild(channel.guild_id) if guild_name is None else None
+        is_thread = isinstance(channel, hikari.GuildThreadChannel)
+        return Room(
+            id=str(channel.id),
+            guild_id=str(channel.guild_id),
+            name=channel.name,
+            guild_name=guild.name if guild is not None else guild_name,
+            parent_id=str(channel.parent_id) if is_thread and channel.parent_id else None,
+        )
+
+    def role(self, guild: str, role: str) -> tuple[str, bool] | None:
+        known = self._cache.get_role(int(role))
+        if known is None or str(known.guild_id) != guild:
+            return None
+        return clean_name(known.name), str(known.bot_id) == self.me
+
+    def is_moderator(self, guild: str, user: str, roles: Sequence[str]) -> bool | None:
+        known = self._cache.get_guild(int(guild))
+        if known is not None and str(known.owner_id) == user:
+            return True
+        held = [self._cache.get_role(int(role)) for role in (*roles, guild)]  # everybody has the role of the guild's id
+        if any(role is not None and int(role.permissions) & translate.RULING for role in held):
+            return True
+        return None if known is None or None in held else False
+
+
+class Link:
+    """One connection. Every method runs on the asyncio loop; what its errors mean, `explain` says."""
+
+    def __init__(
+        self, account: DiscordAccount, key: str, heard: Inlet[Event], ready: Inlet[str], *, retries: int
+    ) -> None:
+        self._retries = retries
+        self._account = account
+        self._key = key
+        self._heard = heard
+        self._ready = ready
+        self._texts: Recent[int] = Recent()
+        self._arrived: Recent[str] = Recent()  # mark of a message of ours -> its id
+        self._warned: set[str] = set()
+        self._application = ""
+        self._made: hikari.GatewayBot | None = None
+
+    @property
+    def _bot(self) -> hikari.GatewayBot:
+        if self._made is None:
+            raise DeliveryError("Discord is not connected now", is_permanent=False)
+        return self._made
+
+    async def live(self) -> None:
+        """Be connected until the stream ends for good; raises what the library says about it."""
+        self._made = bot = self._make_bot()
+        self._view = _Cache(bot)
+        bot.subscribe(hikari.ShardPayloadEvent, self._hear)
+        try:
+            await bot.start(check_for_updates=False)
+            await bot.join()
+        finally:
+            if bot.is_alive:
+                await bot.close()
+
+    def _make_bot(self) -> hikari.GatewayBot:
+        try:
+            return hikari.GatewayBot(
+                self._account.token.get_secret_value(),
+                banner=None,
+                logs=None,
+                suppress_optimization_warning=True,
+                intents=_INTENTS,
+                cache_settings=impl.CacheSettings(components=_CACHED),
+                auto_chunk_members=False,
+                max_rate_limit=WAIT_S,
+                max_retries=self._retries,
+                rest_url=self._account.rest_url.rstrip("/") if self._account.rest_url else None,
+            )
+        except ValueError:
+            raise DeliveryError(f"this is not the form of a bot token; {_NO_TOKEN}", is_permanent=True) from None
+
+    # What comes in. No step before `put` waits, so events keep their order.
+
+    async def _hear(self, event: hikari.ShardPayloadEvent) -> None:
+        try:
+            if event.name == "INTERACTION_CREATE":
+                await self._hear_interaction(event.payload)
+            else:
+                self._hear_plain(event.name, event.payload)
+        except Exception as error:  # boundary: an event may be anything
+            reason = f"{event.name}: {type(error).__name__}"
+            if reason not in self._warned and len(self._warned) < 100:
+                self._warned.add(reason)
+                log.warning("Discord event skipped", extra=kv(adapter=self._key, event=event.name, reason=str(error)))
+
+    def _hear_plain(self, name: str, payload: Mapping[str, Any]) -> None:
+        bots = self._account.allow_bot_messages
+        match name:
+            case "READY":
+                self._view.me, self._application = str(payload["user"]["id"]), str(payload["application"]["id"])
+                self._ready.put(clean_name(str(payload["user"]["username"])))
+            case "MESSAGE_CREATE":
+                self._note_own(payload)
+                if (said := translate.read_message(payload, self._view, self._key, bots=bots)) is not None:
+                    self._texts.keep(str(said[0].platform_id), hash(said[0].text))
+                    self._heard.put(Said(message=said[0], is_room_known=said[1]))
+            case "MESSAGE_UPDATE":
+                edit = translate.read_edit(payload, self._view, self._key, bots=bots)
+                if edit is not None and self._texts.get(edit.message) != hash(edit.text):
+                    self._texts.keep(edit.message, hash(edit.text))
+                    self._heard.put(edit)
+            case "MESSAGE_DELETE" | "MESSAGE_DELETE_BULK":
+                self._heard.put(translate.read_deletion(payload))
+
+    def _note_own(self, payload: Mapping[str, Any]) -> None:
+        mark = payload.get("nonce")
+        if isinstance(mark, str) and payload["author"]["id"] == self._view.me:
+            self._arrived.keep(mark, str(payload["id"]))
+
+    async def _hear_interaction(self, payload: Mapping[str, Any]) -> None:
+        if payload.get("context") == 2:  # a chat of other people, where the bot cannot be
+            return
+        match payload.get("type"):
+            case 3:
+                message, is_known, credential = translate.read_press(payload, self._view, self._key)
+                await self._acknowledge(credential, hikari.ResponseType.DEFERRED_MESSAGE_UPDATE)
+                self._heard.put(Said(message=message, is_room_known=is_known))
+            case 2:
+                message, is_known, credential = translate.read_command(payload, self._view, self._key)
+                is_open = await self._acknowledge(credential, hikari.ResponseType.DEFERRED_MESSAGE_CREATE)
+                self._heard.put(
+                    Said(message=message, is_room_known=is_known, credential=credential if is_open else None)
+                )
+
+    async def _acknowledge(self, credential: Credential, how: hikari.ResponseType) -> bool:
+        try:
+            async with asyncio.timeout(ACK_S):
+                await self._bot.rest.create_interaction_response(int(credential.interaction), credential.token, how)
+        except Exception as error:  # boundary: the library; what was pressed counts all the same
+            log.warning(
+                "interaction not acknowledged", extra=kv(adapter=self._key, reason=explain(error, "this").args[0])
+            )
+            return False
+        return True
+
+    # What goes out.
+
+    async def create(self, channel: str, part: Part, nonce: str | None, reply: str | None) -> str:
+        """Send a message; returns its id."""
+        if nonce is not None and (known := self._arrived.get(nonce)) is not None:
+            return known
+        try:
+            return await self._create(channel, part, nonce, reply)
+        except _UNREADABLE:  # it was sent, but the library cannot read the answer; the gateway tells of it too
+            for _ in range(ECHO_TRIES):
+                if nonce is not None and (known := self._arrived.get(nonce)) is not None:
+                    return known
+                await asyncio.sleep(ECHO_S)
+            raise
+
+    async def _create(self, channel: str, part: Part, nonce: str | None, reply: str | None) -> str:
+        rest = self._bot.rest
+        common = {
+            "nonce": nonce if nonce else hikari.UNDEFINED,
+            "reply": int(reply) if reply else hikari.UNDEFINED,
+            "reply_must_exist": False if reply else hikari.UNDEFINED,
+            "mentions_reply": True if reply else hikari.UNDEFINED,
+            **_PINGS,
+        }
+        try:
+            return str((await rest.create_message(int(channel), **_fields(part), **common)).id)
+        except (hikari.BadRequestError, hikari.ForbiddenError) as error:
+            if not part.is_rich or not part.plain or (isinstance(error, hikari.ForbiddenError) and not part.poll):
+                raise
+            log.warning("cards, controls or poll refused", extra=kv(adapter=self._key, code=error.code))
+            bare = replace(part, text=part.plain, cards=(), rows=(), poll=None)
+            return str((await rest.create_message(int(channel), **_fields(bare), **common)).id)
+
+    async def edit(self, channel: str, message: str, part: Part) -> str | None:
+        """Change a message of ours; None when it is gone."""
+        try:
+            edited = await self._bot.rest.edit_message(
+                int(channel), int(message), **{**_fields(part), "content": part.text or None}, **_PINGS
+            )
+        except hikari.NotFoundError as error:
+            if error.code != _UNKNOWN_MESSAGE:
+                raise
+            return None
+        return str(edited.id)
+
+    async def answer(self, credential: Credential, part: Part) -> str | None:
+        """Answer a command where people wait for it; None when its time is over."""
+        try:
+            message = await self._bot.rest.edit_interaction_response(
+                int(credential.application), credential.token, **_fields(part), **_PINGS
+            )
+        except (hikari.NotFoundError, hikari.UnauthorizedError):
+            return None
+        return str(message.id)
+
+    async def withdraw(self, credential: Credential) -> None:
+        await self._bot.rest.delete_interaction_response(int(credential.application), credential.token)
+
+    async def delete(self, channel: str, message: str) -> None:
+        try:
+            await self._bot.rest.delete_message(int(channel), int(message))
+        except hikari.NotFoundError:
+            log.debug("message was gone already")
+
+    async def react(self, channel: str, message: str, emoji: str) -> None:
+        await self._bot.rest.add_reaction(int(channel), int(message), emoji)
+
+    async def show_typing(self, channel: str) -> None:
+        await self._bot.rest.trigger_typing(int(channel))
+
+    async def begin_thread(self, channel: str, message: str | None, name: str) -> str | None:
+        """A public thread under a message, or on its own; None where there can be none."""
+        rest = self._bot.rest
+        try:
+            if message is None:
+                made = await rest.create_thread(int(channel), hikari.ChannelType.GUILD_PUBLIC_THREAD, name)
+                return str(made.id)
+            return str((await rest.create_message_thread(int(channel), int(message), name)).id)
+        except (hikari.BadRequestError, hikari.ForbiddenError, hikari.NotFoundError) as error:
+            if error.code == _THREAD_EXISTS:
+                return message  # a message's thread has the message's id
+            log.warning("no thread begun", extra=kv(adapter=self._key, code=error.code))
+            return None
+
+    async def open_direct(self, user: str) -> str:
+        return str((await self._bot.rest.create_dm_channel(int(user))).id)
+
+    async def find_own(self, channel: str, after: str | None) -> Arrived:
+        """Messages of ours behind one, or of the last hour."""
+        start = int(after) if after else hikari.Snowflake.from_datetime(datetime.now(UTC) - timedelta(seconds=RECENT_S))
+        found = self._bot.rest.fetch_messages(int(channel), after=hikari.Snowflake(start)).limit(LOOKED_AT)
+        arrived = Arrived()
+        try:
+            async for one in found:
+                if str(one.author.id) == self._view.me:
+                    files = tuple(file.filename for file in one.attachments)
+                    arrived.messages.append((str(one.id), (one.content or "").strip(), files))
+        except (hikari.ForbiddenError, *_UNREADABLE) as error:  # then the mark alone has to do
+            log.warning("own messages not looked for", extra=kv(adapter=self._key, reason=type(error).__name__))
+        return arrived
+
+    async def history(self, channel: str, before: str | None, limit: int) -> list[HistoryLine]:
+        start = hikari.Snowflake(int(before)) if before else hikari.UNDEFINED
+        found = self._bot.rest.fetch_messages(int(channel), before=start).limit(limit)
+        room = self._view.room(channel)
+        lines = [self._line(message, room.guild_id if room else None) async for message in found]
+        return [line for line in reversed(lines) if line is not None]
+
+    def _line(self, message: hikari.Message, guild: str | None) -> HistoryLine | None:
+        people = {str(id): _name(user) for id, user in (message.user_mentions or {}).items()}
+        text = translate.readable(message.content or "", people, self._view, guild) or translate.summary(
+            [(embed.title or "", embed.description or "") for embed in message.embeds],
+            [sticker.name for sticker in message.stickers],
+            None,
+        )
+        text = "\n".join([text, *(f"[attachment: {clean_name(one.filename)}]" for one in message.attachments)]).strip()
+        if not text or int(message.type) not in translate.SPOKEN:
+            return None
+        return HistoryLine(
+            author=_name(message.author),
+            text=text,
+            sent_at=message.timestamp,
+            is_bot=message.author.is_bot,
+            is_self=str(message.author.id) == self._view.me,
+        )
+
+    async def find_room(self, channel: str) -> Room | str | None:
+        """A guild's room, or of a direct chat the person's id; from the cache, else asked for."""
+        if (room := self._view.room(channel)) is not None:
+            return room
+        found = await self._bot.rest.fetch_channel(int(channel))
+        if isinstance(found, hikari.DMChannel):
+            return str(found.recipient.id)
+        if not isinstance(found, hikari.GuildChannel):
+            return None
+        known = self._bot.cache.get_guild(found.guild_id)
+        return self._view.described(found, known.name if known else (await found.fetch_guild()).name)
+
+    async def whoami(self) -> str:
+        return clean_name((await self._bot.rest.fetch_my_user()).username)
+
+    async def sync_commands(self, wanted: Sequence[tuple[str, str]]) -> None:
+        """Make the application's commands those that are wanted, if they are others now."""
+        rest, application = self._bot.rest, int(self._application)
+        live = await rest.fetch_application_commands(application)
+        if {(one.name, getattr(one, "description", "")) for one in live} == set(wanted):
+            return
+        try:
+            builders = [rest.slash_command_builder(name, description) for name, description in wanted]
+            await rest.set_application_commands(application, builders)
+        except hikari.BadRequestError:  # one bad entry refuses them all
+            for name, description in wanted:
+                try:
+                    await rest.create_slash_command(application, name, description)
+                except hikari.BadRequestError as error:
+                    log.warning("command refused", extra=kv(adapter=self._key, command=name, code=error.code))
+
+
+def _name(user: hikari.User) -> str:
+    return clean_name(user.global_name or user.username)
+
+
+def _fields(part: Part) -> dict[str, Any]:
+    """A part as arguments of the library's calls."""
+    fields: dict[str, Any] = {"content": part.text or hikari.UNDEFINED}
+    if part.cards:
+        fields["embeds"] = outbound.embeds(part.cards)
+    if part.rows:
+        fields["components"] = outbound.action_rows(part.rows)
+    if part.poll is not None:
+        fields["poll"] = outbound.poll_builder(part.poll)
+    if part.path is not None:
+        fields["attachment"] = hikari.File(part.path, part.filename)
+    return fields
+
+
+def explain(error: Exception, needs: str) -> DeliveryError:
+    """What an error of the library means for people, without addresses (they hold tokens).
+
+    Args:
+        needs: the permission that the call needs.
+    """
+    match error:
+        case DeliveryError():
+            return error
+        case hikari.RateLimitTooLongError():
+            return DeliveryError(
+                "Discord asks for a pause", is_permanent=False, retry_after_s=max(float(error.retry_after), 1.0)
+            )
+        case hikari.GatewayServerClosedConnectionError():
+            code = int(error.code) if error.code is not None else 0
+            text = _CLOSED.get(code, f"Discord closed the connection (code {code})")
+            return DeliveryError(text, is_permanent=code in _CLOSED and code != 4010)
+        case hikari.UnauthorizedError():
+            return DeliveryError(_NO_TOKEN, is_permanent=True)
+        case hikari.ClientHTTPResponseError() | hikari.HTTPResponseError():
+            return _explain_answer(int(error.status), int(error.code), error.message, needs)
+        case FileNotFoundError():
+            return DeliveryError("the file to send is not there any more", is_permanent=True)
+        case (
+            hikari.HTTPError()
+            | hikari.GatewayError()
+            | hikari.ComponentStateConflictError()
+            | OSError()
+            | TimeoutError()
+            | ExternalError()
+        ):
+            return DeliveryError("Discord cannot be reached now", is_permanent=False)
+    return DeliveryError(f"the Discord library failed ({type(error).__name__})", is_permanent=False)
+
+
+def _explain_answer(status: int, code: int, message: str, needs: str) -> DeliveryError:
+    if status >= 500 or status in (408, 429):
+        return DeliveryError(f"Discord failed (status {status})", is_permanent=False)
+    if code in _REFUSED:
+        return DeliveryError(_REFUSED[code], is_permanent=True)
+    if status == 403:
+        return DeliveryError(f"the bot may not do this in the channel: give it {needs} there", is_permanent=True)
+    if status == 413 or code == 40005:
+        return DeliveryError("the file is larger than Discord takes here", is_permanent=True)
+    return DeliveryError(f"Discord refused it: {message or 'invalid'} (code {code or status})", is_permanent=True)

@@ -1,0 +1,1 @@
+"""Slack: its adapter and what its events mean."""

@@ -1,0 +1,467 @@
+"""Slack: one account, connected over Socket Mode.
+
+An event is acknowledged when the intake has it on disk. What takes longer than Slack waits is not acknowledged at
+all: Slack brings it again, and the second time it is known. A socket that closes is routine; the next one is open
+before the old one is gone, so nothing is missed.
+
+Flow:    Link -> Envelope -> lane of its channel -> translate (with names of the directory) -> intake -> receipt
+Floor:   messaging
+Source:  messaging spec 2, 14.2 and 18.4
+"""
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import trio
+
+from spacebot.base.errors import DeliveryError, ExternalError, StorageError
+from spacebot.base.telemetry import kv
+from spacebot.config.messaging import SlackAccount
+from spacebot.messaging.adapter import EVENTS, Destination, Intake, Location, Traits
+from spacebot.messaging.asyncio_bridge import AsyncioHost, Inlet
+from spacebot.messaging.lanes import run_lanes
+from spacebot.messaging.messages import Attachment, HistoryLine, MessageDeletion, MessageEdit, OutboundMessage, Target
+from spacebot.messaging.slack.blocks import MARKDOWN
+from spacebot.messaging.slack.controls import inbound_press, inbound_slash, read_presses, read_slash
+from spacebot.messaging.slack.directory import Directory
+from spacebot.messaging.slack.outbound import MAX_FILE, PAGE, Outbound, place_of
+from spacebot.messaging.slack.refusals import CREDENTIALS, SlackRefusal
+from spacebot.messaging.slack.translate import (
+    FILE_NAME,
+    SHOWN_SUBTYPES,
+    Edit,
+    Ended,
+    Malformed,
+    Me,
+    Post,
+    conversation_of,
+    inbound_post,
+    is_direct,
+    moment_of,
+    read_event,
+)
+from spacebot.messaging.slack.web import Envelope, Link, open_link
+
+log = logging.getLogger(__name__)
+
+RECEIPT_S = 2.5  # Slack waits three seconds; later receipts are not believed
+WINDOW_S = 600.0  # in which a message is recognised that comes as a mention too
+WINDOW_SIZE = 20_000
+RECONNECTS = (0.0, 1.0, 4.0)  # seconds before a new attempt; then the supervisor takes over
+SHORT_LIFE_S = 2.0  # of a socket; after such a one the next waits a moment
+EDIT_S = 1.2  # chat.update allows about fifty a minute
+STATUS_S = 30.0  # a status goes by itself after two minutes
+STATUSES = 1_000
+NO_STATUS = {"missing_scope", "no_permission", "unknown_method", "not_allowed_token_type", "method_deprecated"}
+HISTORY_PAGES = 10
+FILE_HOSTS = frozenset({"files.slack.com"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Connected:
+    """What there is while the account is connected."""
+
+    link: Link
+    me: Me
+    directory: Directory
+    outbound: Outbound
+    intake: Intake
+
+
+class SlackAdapter:
+    """One account of Slack.
+
+    Args:
+        key: runtime name.
+        host: where the library's loop runs.
+        reconnects: seconds before each attempt to open the next socket.
+        receipt_s: seconds after which an event is not acknowledged any more.
+    """
+
+    def __init__(
+        self,
+        account: SlackAccount,
+        *,
+        key: str,
+        host: AsyncioHost,
+        reconnects: Sequence[float] = RECONNECTS,
+        receipt_s: float = RECEIPT_S,
+    ) -> None:
+        self._account = account
+        self._key = key
+        self._host = host
+        self._reconnects = tuple(reconnects)
+        self._receipt_s = receipt_s
+        self._connected: _Connected | None = None
+        self._end: Callable[[DeliveryError], None] = lambda error: None
+        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._statuses: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._has_status = True  # until Slack says that it may not be set
+        self._warned: set[str] = set()
+
+    @property
+    def key(self) -> str:
+        """Its runtime name."""
+        return self._key
+
+    @property
+    def platform(self) -> str:
+        """Its platform."""
+        return "slack"
+
+    @property
+    def traits(self) -> Traits:
+        """What it can do."""
+        return Traits(
+            max_characters=MARKDOWN,
+            typing_every_s=STATUS_S if self._has_status else 0.0,
+            edit_every_s=EDIT_S,
+            max_file_bytes=MAX_FILE,
+            can_react=True,
+            can_thread=True,
+            reads_history=True,
+            hint="slack",
+        )
+
+    async def run(self, intake: Intake, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be connected. Errors: DeliveryError; permanent for credentials and rights."""
+        async with open_link(self._account, self._host) as link:
+            me = await self._sign_in(link)
+            send, receive = trio.open_memory_channel[Envelope](EVENTS)
+            inlet = self._host.inlet(send)
+            number = await link.connect(await link.open_socket_url(), inlet)
+            self._connected = self._connect(link, me, intake)
+            failures: list[DeliveryError] = []
+            try:
+                async with receive, trio.open_nursery() as nursery:
+
+                    def end(error: DeliveryError) -> None:
+                        failures.append(error)
+                        nursery.cancel_scope.cancel()
+
+                    self._end = end
+                    nursery.start_soon(run_lanes, receive, self._handle, _lane)
+                    nursery.start_soon(self._stay_connected, link, number, inlet)
+                    task_status.started(f"@{me.name} in {me.team_name}")
+            finally:
+                self._connected = None
+                self._end = lambda error: None
+            raise failures[0] if failures else DeliveryError("Slack's events ended", is_permanent=False)
+
+    async def send(self, target: Target, message: OutboundMessage, note_sent: Callable[[str], Awaitable[None]]) -> None:
+        """Deliver a message. Errors: DeliveryError."""
+        place = place_of(target, self._key)
+        await self._ready().outbound.send(place, message, note_sent)
+        if place.thread is not None:
+            self._statuses.pop((place.channel, place.thread), None)  # a message ends the status
+
+    async def draft(self, target: Target, text: str, draft_id: str | None) -> str:
+        """Show the whole text so far. Errors: DeliveryError."""
+        return await self._ready().outbound.draft(place_of(target, self._key), text, draft_id)
+
+    async def drop_draft(self, target: Target, draft_id: str) -> None:
+        """Remove a draft. Errors: DeliveryError."""
+        await self._ready().outbound.drop(place_of(target, self._key), draft_id)
+
+    async def show_typing(self, target: Target) -> None:
+        """Show a status, which Slack has in threads only. Best effort."""
+        place = place_of(target, self._key)
+        if place.thread is None or not self._has_status:
+            return
+        if await self._set_status(place.channel, place.thread, "is typing…"):
+            self._statuses[place.channel, place.thread] = None
+            if len(self._statuses) > STATUSES:
+                self._statuses.popitem(last=False)
+
+    async def stop_typing(self, target: Target) -> None:
+        """Take a status away that no message ended. Best effort."""
+        place = place_of(target, self._key)
+        if place.thread is not None and (place.channel, place.thread) in self._statuses:
+            self._statuses.pop((place.channel, place.thread))
+            await self._set_status(place.channel, place.thread, "")
+
+    async def history(self, target: Target, limit: int) -> Sequence[HistoryLine]:
+        """What was said before. Errors: DeliveryError."""
+        connected, place = self._ready(), place_of(target, self._key)
+        form: dict[str, Any] = {"channel": place.channel, "inclusive": False, "latest": place.ts}
+        kept: deque[Mapping[str, Any]] = deque(maxlen=max(limit, 1))
+        if place.thread is None:
+            answer = await self._call("conversations.history", form={**form, "limit": min(limit, PAGE)})
+            kept.extend(_messages(answer))
+        else:  # oldest first, so the newest are at the end of the last page
+            form |= {"ts": place.thread, "limit": PAGE}
+            for _ in range(HISTORY_PAGES):
+                answer = await self._call("conversations.replies", form=form)
+                kept.extend(_messages(answer))
+                form["cursor"] = (answer.get("response_metadata") or {}).get("next_cursor")
+                if not form["cursor"]:
+                    break
+        shown = [m for m in kept if m.get("ts") != place.ts and m.get("subtype") in SHOWN_SUBTYPES]
+        lines = [await self._history_line(connected, message) for message in shown]
+        return sorted((line for line in lines if line is not None), key=lambda line: line.sent_at)
+
+    async def locate(self, attachment: Attachment) -> Location:
+        """Where a file is, with the token that it needs. Errors: DeliveryError."""
+        url = attachment.url
+        if url.startswith(FILE_NAME):
+            answer = await self._call("files.info", form={"file": url.removeprefix(FILE_NAME)})
+            file = answer.get("file")
+            found = file.get("url_private") if isinstance(file, Mapping) else None
+            if not isinstance(found, str):
+                raise DeliveryError("Slack does not give the file's address", is_permanent=True)
+            url = found
+        own = urlsplit(self._account.api_url).netloc if self._account.api_url else None
+        hosts = FILE_HOSTS if own is None else FILE_HOSTS | {own}
+        headers = {"Authorization": f"Bearer {self._account.bot_token.get_secret_value()}"}
+        is_ours = urlsplit(url).netloc in hosts
+        return Location(
+            url=url,
+            headers=headers if is_ours else {},
+            hosts=hosts if is_ours else frozenset(),
+            may_be_private=own is not None and urlsplit(url).netloc == own,
+        )
+
+    async def resolve(self, address: str) -> Destination:
+        """The place behind `C…`, `TEAM:C…` or `dm:U…`, each with `#thread:TS` if wanted. Errors: DeliveryError."""
+        me = self._ready().me
+        base, _, thread = address.strip().partition("#thread:")
+        first, _, last = base.rpartition(":")
+        if not last or not last.isalnum() or first not in ("", "dm", me.team_id):
+            text = f"{address!r} is no place of {me.team_name}: write a channel id, team:channel or dm:user"
+            raise DeliveryError(text, is_permanent=True)
+        if thread:
+            try:
+                moment_of(thread)
+            except Malformed as error:
+                raise DeliveryError(f"{thread!r} is no thread: write its timestamp", is_permanent=True) from error
+        if first == "dm":
+            answer = await self._call("conversations.open", form={"users": last})
+        else:
+            answer = await self._call("conversations.info", form={"channel": last})
+        info = answer.get("channel")
+        channel = info.get("id") if isinstance(info, Mapping) else None
+        if not isinstance(channel, str) or not isinstance(info, Mapping):
+            raise DeliveryError(f"Slack does not say which channel {address!r} is", is_permanent=False)
+        name = await self._place_name(info, last if first == "dm" else info.get("user"))
+        data = {"team": me.team_id, "channel": channel} | ({"thread_ts": thread} if thread else {})
+        return Destination(
+            conversation_id=conversation_of(self._key, me.team_id, channel, thread or None),
+            name=name or channel,
+            is_direct=is_direct(channel),
+            data=data,
+        )
+
+    async def check(self) -> str:
+        """Ask Slack who we are. Errors: DeliveryError."""
+        answer = await self._call("auth.test")
+        return f"@{answer.get('user')} in {answer.get('team')}"
+
+    async def _sign_in(self, link: Link) -> Me:
+        answer = await link.call("auth.test")
+        user, team = answer.get("user_id"), answer.get("team_id")
+        if not answer.get("bot_id"):
+            text = "bot_token is not a bot's: take the Bot User OAuth Token, which begins with xoxb-"
+            raise DeliveryError(text, is_permanent=True)
+        if not isinstance(user, str) or not isinstance(team, str):
+            raise DeliveryError("Slack does not say who the bot is", is_permanent=False)
+        return Me(
+            key=self._key,
+            team_id=team,
+            team_name=str(answer.get("team") or team),
+            user_id=user,
+            bot_id=str(answer["bot_id"]),
+            name=str(answer.get("user") or user),
+            is_bot_heard=self._account.allow_bot_messages,
+        )
+
+    def _connect(self, link: Link, me: Me, intake: Intake) -> _Connected:
+        async def look_up(method: str, form: Mapping[str, Any]) -> Mapping[str, Any]:
+            return await self._call(method, form=form)
+
+        return _Connected(link, me, Directory(look_up, me), Outbound(self._call, link.upload, me.user_id), intake)
+
+    async def _stay_connected(self, link: Link, number: int, inlet: Inlet[Envelope]) -> None:
+        try:
+            while True:
+                opened_at = trio.current_time()
+                reason = await link.over(number)
+                log.info("socket over", extra=kv(adapter=self._key, reason=reason))
+                if reason == "too_many_websockets":
+                    await link.close_socket(number)  # it has to make room for the next
+                if trio.current_time() - opened_at < SHORT_LIFE_S:
+                    await trio.sleep(self._reconnects[-1] / 40)
+                following = await self._reopen(link, inlet)
+                await link.close_socket(number)
+                number = following
+        except DeliveryError as error:
+            self._end(error)
+        except ExternalError as error:
+            self._end(DeliveryError(str(error), is_permanent=False))
+
+    async def _reopen(self, link: Link, inlet: Inlet[Envelope]) -> int:
+        for attempt, pause in enumerate(self._reconnects, 1):
+            await trio.sleep(pause)
+            try:
+                return await link.connect(await link.open_socket_url(), inlet)
+            except DeliveryError as error:
+                if error.is_permanent or attempt == len(self._reconnects):
+                    raise
+                await trio.sleep(error.retry_after_s or 0)
+        raise AssertionError("there is at least one attempt")
+
+    async def _handle(self, envelope: Envelope) -> None:
+        connected = self._ready()
+        answer: Mapping[str, Any] | None = None
+        try:
+            match envelope.type:
+                case "events_api":
+                    await self._take_event(connected, envelope.payload)
+                case "slash_commands":
+                    answer = await self._take_slash(connected, envelope.payload)
+                case "interactive":
+                    await self._take_presses(connected, envelope.payload)
+                case _:
+                    self._warn("event of an unknown kind", envelope.type[:40])
+        except Malformed as error:
+            self._warn("malformed event skipped", str(error))
+        except StorageError as error:
+            log.warning("event not taken; it comes again", extra=kv(adapter=self._key, reason=str(error)))
+            return
+        except Exception as error:  # boundary: one event must not end the connection; it comes again
+            log.error("event not dealt with", extra=kv(adapter=self._key), exc_info=error)
+            return
+        if envelope.type == "events_api" and time.monotonic() - envelope.received_at > self._receipt_s:
+            log.info("receipt too late; the event comes again", extra=kv(adapter=self._key))
+            return
+        try:
+            await connected.link.acknowledge(envelope, answer)
+        except (DeliveryError, ExternalError):
+            log.info("receipt not sent; the connection is over", extra=kv(adapter=self._key))
+
+    async def _take_event(self, connected: _Connected, payload: Mapping[str, Any]) -> None:
+        match read_event(payload, connected.me):
+            case Post() as post:
+                if not self._is_seen(post):
+                    names = await connected.directory.names_for(
+                        post.channel, post.text, user=post.user, thread=post.thread
+                    )
+                    await connected.intake.take(inbound_post(post, names, connected.me))
+                    self._note_seen(post)
+            case Edit() as edit:
+                await connected.intake.edit(
+                    MessageEdit(
+                        adapter=self._key,
+                        conversation_id=conversation_of(self._key, edit.team, edit.channel, edit.thread),
+                        platform_id=edit.ts,
+                        text=await connected.directory.readable(edit.text),
+                    )
+                )
+            case MessageDeletion() as deletion:
+                await connected.intake.delete(deletion)
+            case Ended() as ended:
+                self._end(DeliveryError(ended.reason, is_permanent=True))
+
+    async def _take_slash(self, connected: _Connected, payload: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        slash = read_slash(payload, self._account.commands, connected.me)
+        if not slash.is_known:
+            text = f"{slash.command} is not set up here: name it under [messaging.slack] commands."
+            return {"response_type": "ephemeral", "text": text}
+        names = await connected.directory.names_for(slash.channel, user=slash.user)
+        await connected.intake.take(inbound_slash(slash, names, connected.me, datetime.now(UTC)))
+        return None
+
+    async def _take_presses(self, connected: _Connected, payload: Mapping[str, Any]) -> None:
+        for press in read_presses(payload, connected.me):
+            names = await connected.directory.names_for(press.channel, user=press.user)
+            await connected.intake.take(inbound_press(press, names, connected.me, datetime.now(UTC)))
+
+    def _is_seen(self, post: Post) -> bool:
+        at = self._seen.get((post.channel, post.ts))
+        return at is not None and trio.current_time() - at < WINDOW_S
+
+    def _note_seen(self, post: Post) -> None:
+        self._seen[post.channel, post.ts] = trio.current_time()
+        if len(self._seen) > WINDOW_SIZE:
+            self._seen.popitem(last=False)
+
+    async def _history_line(self, connected: _Connected, message: Mapping[str, Any]) -> HistoryLine | None:
+        text, user = message.get("text"), message.get("user")
+        files = [str(f.get("name") or "file") for f in message.get("files") or () if isinstance(f, Mapping)]
+        words = await connected.directory.readable(text if isinstance(text, str) else "")
+        shown = "\n".join(part for part in (words, *(f"[file: {name}]" for name in files)) if part)
+        try:
+            sent_at = moment_of(str(message.get("ts")))
+        except Malformed:
+            return None
+        is_self = user == connected.me.user_id
+        return HistoryLine(
+            author=await connected.directory.author(message),
+            text=shown,
+            sent_at=sent_at,
+            is_bot=is_self or message.get("bot_id") is not None,
+            is_self=is_self,
+        ) if shown else None  # fmt: skip
+
+    async def _place_name(self, info: Mapping[str, Any], user: object) -> str:
+        name = info.get("name")
+        if isinstance(name, str) and name:
+            return f"#{name}"
+        person = await self._ready().directory.person(user) if isinstance(user, str) else None
+        return person.name if person else ""
+
+    async def _set_status(self, channel: str, thread: str, status: str) -> bool:
+        body = {"channel_id": channel, "thread_ts": thread, "status": status}
+        try:
+            await self._call("assistant.threads.setStatus", json=body)
+        except DeliveryError as error:
+            if isinstance(error, SlackRefusal) and error.code in NO_STATUS:
+                self._has_status = False
+                log.info("no status is shown while answers are written", extra=kv(reason=str(error)))
+            return False
+        return True
+
+    async def _call(
+        self, method: str, *, json: Mapping[str, Any] | None = None, form: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        given = None if form is None else {name: value for name, value in form.items() if value is not None}
+        try:
+            return await self._ready().link.call(method, json=json, form=given)
+        except SlackRefusal as error:
+            if error.code in CREDENTIALS:
+                self._end(error)
+            raise
+        except ExternalError as error:
+            raise DeliveryError(str(error), is_permanent=False) from error
+
+    def _ready(self) -> _Connected:
+        if self._connected is None:
+            raise DeliveryError("Slack is not connected just now", is_permanent=False)
+        return self._connected
+
+    def _warn(self, what: str, reason: str) -> None:
+        """Say once per kind what was skipped."""
+        if reason not in self._warned and len(self._warned) < 100:
+            self._warned.add(reason)
+            log.warning(what, extra=kv(adapter=self._key, reason=reason))
+
+
+def _lane(envelope: Envelope) -> object:
+    """The channel of an event; those of one channel keep their order."""
+    payload = envelope.payload
+    for name in ("event", "channel"):
+        inner = payload.get(name)
+        if isinstance(inner, Mapping):
+            payload = inner if name == "event" else {"channel": inner.get("id")}
+    return str(payload.get("channel") or payload.get("channel_id"))
+
+
+def _messages(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    messages = answer.get("messages")
+    found = [m for m in messages if isinstance(m, Mapping)] if isinstance(messages, list) else []
+    return sorted(found, key=lambda message: str(message.get("ts")))

@@ -1,0 +1,1 @@
+"""Telegram: its adapter and what its events mean."""
