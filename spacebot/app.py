@@ -195,13 +195,14 @@ async def main(
                     parent=daemon,
                     events=events,
                     clock=clock,
+                    fetcher=fetcher,
                     courier=messaging,
                 )
             )
         messaging.seams = Seams(
             commands=command_table(),
             serve=partial(serve_asgi, name="messaging.webhook"),
-            post=fetcher.post,
+            post=partial(fetcher.post, may_be_private=True),  # the owner named the address
             mailbox=Mailboxes(lambda: agents),
         )
         store.listen(lambda report: messaging.reconcile())
@@ -244,9 +245,7 @@ async def _serve(
             await faces.start(serve_control, paths.socket, commands)
             faces.start_soon(_watch_files, program, paths)
             faces.start_soon(_warm_up, program, probe)
-            router = Router(
-                lambda: program.agents, lambda: program.store.current, lambda: program.default_agent_id
-            )
+            router = Router(lambda: program.agents, lambda: program.store.current, lambda: program.default_agent_id)
             faces.start_soon(program.messaging.run, router)
             on_ready(ReadyInfo(urls=urls, model_label=program.agents[program.default_agent_id].model_label))
             await program.stop.wait()

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,19 +141,22 @@ class Http:
         self._stream: trio.SocketStream | None = None
         self._buffer = b""
 
-    async def post(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+    async def post(self, path: str, body: dict[str, Any], headers: Mapping[str, str] = {}) -> tuple[int, Any]:
         """Send JSON, read JSON."""
-        return await self.request("POST", path, json.dumps(body).encode())
+        return await self.request("POST", path, json.dumps(body).encode(), headers)
 
-    async def get(self, path: str) -> tuple[int, Any]:
+    async def get(self, path: str, headers: Mapping[str, str] = {}) -> tuple[int, Any]:
         """Read JSON."""
-        return await self.request("GET", path)
+        return await self.request("GET", path, headers=headers)
 
-    async def request(self, method: str, path: str, payload: bytes = b"") -> tuple[int, Any]:
+    async def request(
+        self, method: str, path: str, payload: bytes = b"", headers: Mapping[str, str] = {}
+    ) -> tuple[int, Any]:
         """Send any bytes as if they were JSON, read JSON."""
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nContent-Type: application/json\r\n"
-            f"Accept: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+            f"Accept: application/json\r\n{more}Content-Length: {len(payload)}\r\n\r\n"
         )
         is_used = self._stream is not None
         try:

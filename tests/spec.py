@@ -94,7 +94,6 @@ ITEMS: dict[str, str] = {
 
 LATER: dict[str, str] = {
     "P9": "cron",
-    "P30": "attachments",
     "P46": "OpenCode workers",
     "P62": "OpenCode workers",
 }

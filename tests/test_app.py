@@ -19,7 +19,7 @@ async def test_a_default_agent_that_is_not_running_leaves_the_first_one_in_charg
     store = ConfigStore.open(file)
     nobody: Any = SimpleNamespace()
     running: Any = {AgentId("ann"): nobody, AgentId("bob"): nobody}
-    program = RunningProgram(store, EventBus(), nobody, trio.Event(), nobody, by_id=running)
+    program = RunningProgram(store, EventBus(), nobody, trio.Event(), nobody, nobody, nobody, by_id=running)
     assert program.default_agent_id == "bob"
 
     file.write_text('[[agents]]\nid = "new"\ndefault = true\n')

@@ -17,7 +17,8 @@ COMMANDS = sorted(set(re.findall(r"^spacebot (\w+)", README, re.MULTILINE)))
 def test_a_sample_configuration_loads_without_a_warning(sample: str, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(sample)
-    keys = {"OPENROUTER_API_KEY": "k" * 20, "MY_PROVIDER_KEY": "k" * 20}
+    token = "MTA5NDQ2NzE4MjQ1Njc4OTAxMg.GabcdE.abcdefghijklmnopqrstuvwxyz0123456789AB"
+    keys = {"OPENROUTER_API_KEY": "k" * 20, "MY_PROVIDER_KEY": "k" * 20, "DISCORD_BOT_TOKEN": token}
     assert load_config(file, environ=keys).warnings == ()
 
 

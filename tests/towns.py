@@ -36,12 +36,7 @@ def mark(body: Any) -> Answer:
     if "reply" not in names:
         return Answer(text="done")
     asked = last_user_text(body).rpartition("</now>")[2]
-    found = [
-        marker
-        for line in asked.splitlines()
-        if "addressed" in line
-        for marker in MARKER.findall(line)
-    ]
+    found = [marker for line in asked.splitlines() if "addressed" in line for marker in MARKER.findall(line)]
     if found:
         return Answer(uses=(Use("reply", {"content": " ".join(found)}),))
     return Answer(uses=(Use("skip", {"reason": "not for me"}),))

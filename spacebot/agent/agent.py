@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from spacebot.agent.attachments import AttachmentDesk, transcribe_with
 from spacebot.agent.bulletin import open_briefing
 from spacebot.agent.channels import Channels
 from spacebot.agent.commands import Entry, Situation, command_of, run_command
@@ -31,11 +32,13 @@ from spacebot.agent.usage import UsageWriter
 from spacebot.base.clock import Clock
 from spacebot.base.errors import RefusedError
 from spacebot.base.events import EventBus, EventKind
+from spacebot.base.fetch import Fetcher
 from spacebot.base.ids import AgentId, ConversationId
 from spacebot.base.paths import InstancePaths, bundled_prompts, package_file
 from spacebot.base.text import clean_unicode
 from spacebot.base.tree import Node, NodeKind, NodeState, Tree
 from spacebot.config.model import AgentConfig, LlmConfig
+from spacebot.conversations.attachment_log import AttachmentLog
 from spacebot.conversations.cortex_threads import CortexThreads
 from spacebot.conversations.ingestion_log import IngestionLog
 from spacebot.conversations.log import Conversations
@@ -333,12 +336,14 @@ async def open_agent(
     parent: Node,
     events: EventBus,
     clock: Clock,
+    fetcher: Fetcher,
     courier: Courier = NO_PLATFORMS,
     index: IndexPolicy | None = None,
 ) -> AsyncIterator[Agent]:
     """Open one agent: folders, database, memory, prompts; then take up what its last life left.
 
     Args:
+        fetcher: fetches what people attach.
         courier: the platforms that deliver what it says.
         index: when the vector table is written; None means as usual.
 
@@ -376,7 +381,11 @@ async def open_agent(
         ) as memory,
         open_briefing(database, events=events, agent_id=agent_id, clock=clock) as briefing,
     ):
-        model = WatchedModel(models.for_agent(settings))
+        own_model = models.for_agent(settings)
+        model = WatchedModel(own_model)
+        attachments = AttachmentDesk(
+            paths, AttachmentLog(database, clock), fetcher, transcribe=transcribe_with(own_model, prompts)
+        )
         conversations, rooms = Conversations(database, clock), Rooms(database, clock)
         delivery = Delivery(Outbox(database, clock), courier, agent_id=agent_id, events=events, clock=clock)
         crossing = Crossing(rooms, conversations, delivery, agent_id=agent_id, events=events)
@@ -393,6 +402,7 @@ async def open_agent(
             rooms=rooms,
             delivery=delivery,
             crossing=crossing,
+            attachments=attachments,
             messages=MessageSearch(database, embedder, events=events, agent_id=agent_id, clock=clock),
             memory=memory,
             briefing=briefing,
@@ -412,6 +422,7 @@ async def open_agent(
                     live = Channels(parts, node, channels)
                     forgetting.let_go = live.let_go
                     crossing.inject = live.said
+                    forgetting.drop_files = attachments.forget
                     usage = UsageWriter(parts.conversations, agent_id)
                     cortex = Cortex(parts, database, model, node)
                     ingestion = Ingestion(

@@ -27,6 +27,7 @@ from spacebot.messaging.messages import Attachment
 
 FOLDER = "attachments"  # in the workspace
 MAX_PICTURE = 5 * 2**20 * 3 // 4  # bytes that stay within 5 MiB of base64, the least that providers take
+MAX_SHOWN = 8 * 2**20  # bytes of all pictures of a turn; each request of the turn carries them
 MAX_SIDE = 8000  # of a picture in pixels; providers refuse larger ones, and the whole request with them
 MAX_CHARACTERS = 50_000  # of a text that the model reads
 HEAD_BYTES = 4 * MAX_CHARACTERS + 4096  # of a text that are looked at
@@ -148,6 +149,11 @@ def is_audio(media_type: str) -> bool:
     return media_type.startswith("audio/") or media_type == "application/ogg"
 
 
+def is_shown(media_type: str, filename: str) -> bool:
+    """Whether the model gets more of a file than a line about it."""
+    return media_type.startswith("image/") or is_audio(media_type) or is_text(media_type, filename)
+
+
 # How it is told
 
 
@@ -164,6 +170,17 @@ def _where(item: Item) -> str:
     return f"{FOLDER}/{item.kept.saved_name}"
 
 
+def limit_pictures(items: Sequence[Item]) -> None:
+    """Mark the pictures that go beyond what a turn may show."""
+    total = 0
+    for item in items:
+        if item.kept is not None and picture_of(item.data) is not None and len(item.data) <= MAX_PICTURE:
+            total += len(item.data)
+            if total > MAX_SHOWN:
+                total -= len(item.data)
+                item.trouble = f"cannot be shown: the pictures before it take up the {MAX_SHOWN // 2**20} MiB of a turn"
+
+
 def parts_of(item: Item) -> list[Part]:
     """What the model gets of a file; runs in a thread."""
     if item.kept is None:
@@ -171,8 +188,8 @@ def parts_of(item: Item) -> list[Part]:
     kind = item.kept.media_type
     line = f"[attachment: {_about(item)}, kept as {_where(item)}"
     if picture := picture_of(item.data):
-        if reason := _reason_against(len(item.data), picture.width, picture.height):
-            return [Text(f"{line}; {reason}]")]
+        if reason := item.trouble or _reason_against(len(item.data), picture.width, picture.height):
+            return [Text(f"{line}; it {reason}]")]
         return [Text(f"{line}]"), Image(kind, base64.b64encode(item.data).decode("ascii"))]
     if kind.startswith("image/") and not is_text(kind, item.name):
         return [Text(f"{line}; it cannot be shown: its content is no JPEG, PNG, GIF or WebP picture]")]
@@ -191,11 +208,11 @@ def parts_of(item: Item) -> list[Part]:
 
 def _reason_against(size: int, width: int, height: int) -> str:
     if size > MAX_PICTURE:
-        return f"it cannot be shown: pictures over {MAX_PICTURE / 2**20:.2f} MiB are too large, a worker can shrink it"
+        return f"cannot be shown: pictures over {MAX_PICTURE / 2**20:.2f} MiB are too large, a worker can shrink it"
     if not width or not height:
-        return "it cannot be shown: the picture is damaged"
+        return "cannot be shown: the picture is damaged"
     if max(width, height) > MAX_SIDE:
-        return f"it cannot be shown: sides over {MAX_SIDE} pixels are too long, a worker can shrink it"
+        return f"cannot be shown: sides over {MAX_SIDE} pixels are too long, a worker can shrink it"
     return ""
 
 

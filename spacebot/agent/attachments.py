@@ -15,6 +15,7 @@ import stat
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,8 @@ from spacebot.agent.attachment_parts import (
     Item,
     free_names,
     is_audio,
+    is_shown,
+    limit_pictures,
     media_type_of,
     merged,
     note_of,
@@ -33,7 +36,7 @@ from spacebot.agent.attachment_parts import (
 )
 from spacebot.agent.prompts import Prompts
 from spacebot.base.clock import monotonic_s
-from spacebot.base.errors import DeliveryError, ExternalError, ModelError, RefusedError, ToolError
+from spacebot.base.errors import DeliveryError, ExternalError, ModelError, RefusedError, StorageError, ToolError
 from spacebot.base.fetch import Fetcher
 from spacebot.base.ids import MessageId
 from spacebot.base.paths import AgentPaths
@@ -151,6 +154,7 @@ class AttachmentDesk:
         known = {(row.message_id, row.position): row for row in await self._rows.of({i.message_id for i in items})}
         await self._sweep()
         await self._gather(items, known, courier)
+        limit_pictures(items)
         parts: list[Part] = []
         for item in items:
             parts += await trio.to_thread.run_sync(parts_of, item)
@@ -169,6 +173,14 @@ class AttachmentDesk:
         budget, limiter = _Budget(), trio.CapacityLimiter(AT_ONCE)
         deadline = trio.current_time() + FETCH_S
         fetched = 0
+        failures: list[StorageError] = []
+
+        async def guarded(work: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await work()
+            except StorageError as error:
+                failures.append(error)  # raised below, without a group around it
+
         async with trio.open_nursery() as nursery:
             for item in items:
                 row = known.get((item.message_id, item.position))
@@ -178,12 +190,14 @@ class AttachmentDesk:
                 if fetched > MAX_FILES:
                     item.trouble = f"could not be fetched: more than {MAX_FILES} files at once"
                     continue
-                nursery.start_soon(self._obtain, item, courier, budget, limiter, deadline)
+                nursery.start_soon(guarded, partial(self._obtain, item, courier, budget, limiter, deadline))
         if self._transcribe is not None:
             async with trio.open_nursery() as nursery:
                 for item in items:
                     if item.kept is not None and is_audio(item.kept.media_type) and not item.words:
-                        nursery.start_soon(self._hear, item, limiter)
+                        nursery.start_soon(guarded, partial(self._hear, item, limiter))
+        if failures:
+            raise failures[0]
 
     async def _take_up(self, item: Item, row: KeptFile) -> bool:
         """Use what an earlier attempt left; False when it has to be fetched again."""
@@ -205,16 +219,22 @@ class AttachmentDesk:
             if announced is not None and announced > MAX_FILE:
                 await self._refuse(item, f"it is larger than {MAX_FILE // 2**20} MiB")
                 return
-            granted = await budget.reserve(min(announced or MAX_FILE, MAX_FILE))
+            # Platforms round sizes, so a little more is allowed than they say.
+            granted = await budget.reserve(
+                min(announced + announced // 8 + 65_536 if announced else MAX_FILE, MAX_FILE)
+            )
             used = 0
             try:
                 if granted < (announced or 1):
                     item.trouble = f"could not be fetched: more than {MAX_TURN // 2**20} MiB at once"
                     return
                 await self._fetch(item, courier, granted, max(deadline - trio.current_time(), 0.1))
-                used = len(item.data)
+                used = item.kept.size_bytes or 0 if item.kept is not None else 0
             except RefusedError as error:
-                await self._refuse(item, str(error))
+                if granted < MAX_FILE and not announced:  # another turn has more room
+                    item.trouble = f"could not be fetched: {scrub(str(error))}"
+                else:
+                    await self._refuse(item, str(error))
             except (ExternalError, DeliveryError) as error:
                 item.trouble = f"could not be fetched: {_one_line(error)}"
             except (ToolError, OSError) as error:
@@ -257,6 +277,8 @@ class AttachmentDesk:
                     saved_name=saved, media_type=kind, size_bytes=len(item.data),
                 )  # fmt: skip
                 await self._rows.put(item.kept)
+                if not is_shown(kind, item.attachment.filename):
+                    item.data = b""
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(_remove_quietly, passing)

@@ -9,8 +9,8 @@ Source:  design 4.5, messaging spec 3; pitfalls 1, 9, 12, 29 and n of its sectio
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import trio
 
@@ -100,7 +100,12 @@ class Delivery:
 
     async def wait_for_news(self, channel_id: ConversationId) -> None:
         """Wait until something more is put into the outbox of a conversation."""
-        await self._news.setdefault(channel_id, trio.Event()).wait()
+        news = self._news.setdefault(channel_id, trio.Event())
+        try:
+            await news.wait()
+        finally:
+            if self._news.get(channel_id) is news and not news.statistics().tasks_waiting:
+                del self._news[channel_id]
 
     async def fetched(self, message_ids: Sequence[MessageId]) -> None:
         """Note that whoever fetches their messages has got these."""
@@ -118,6 +123,7 @@ class Delivery:
 
     async def _relay(self, channel_id: ConversationId) -> None:
         """Deliver what waits in a conversation, one after the other."""
+        breaks: Counter[MessageId] = Counter()
         try:
             while True:
                 self._relays[channel_id] = False
@@ -127,59 +133,60 @@ class Delivery:
                         if self._relays[channel_id]:
                             continue
                         return
-                    if not await self._deliver(parcel):
+                    pause_s = await self._deliver(parcel, breaks)
+                    if pause_s is None:
                         return
                 except StorageError as error:
                     log.error("outbox not served, it is tried again", extra=kv(channel=channel_id, error=str(error)))
-                    await self._pause(channel_id, LONGEST_PAUSE_S)
+                    pause_s = LONGEST_PAUSE_S
+                if pause_s:  # what waits may be erased or changed meanwhile, so it is taken anew
+                    await self._pause(channel_id, pause_s)
         finally:
             del self._relays[channel_id]
             self._moved.set()
 
-    async def _deliver(self, parcel: Parcel) -> bool:
-        """Bring a parcel to an end, whatever it takes; False when whoever wants it fetches it. Errors: StorageError."""
-        failures, breaks = parcel.attempts, 0
-        sent = list(parcel.message.sent)
-        is_doubtful = parcel.message.is_doubtful
-        while True:
-            adapter = await self._adapter(parcel)
-            if adapter is None:
-                await self._give_up(parcel, f"{parcel.adapter} was not connected for a day")
-                return True
-            if adapter.traits.is_pulled:
-                return False
-            try:
-                await self._send(adapter, parcel, sent, is_doubtful=is_doubtful)
-                return True
-            except DeliveryError as error:
-                failures += 1
-                reason = scrub(str(error))
-                if error.is_permanent or failures >= ATTEMPTS:
-                    await self._give_up(parcel, reason)
-                    return True
-                pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10))
-                pause_s = max(pause_s, error.retry_after_s or 0.0)
-                is_doubtful |= error.retry_after_s is None
-            except (StorageError, trio.Cancelled):
-                raise
-            except Exception as error:  # boundary: adapter
-                breaks += 1
-                reason, pause_s, is_doubtful = scrub(describe(error)), FIRST_PAUSE_S, True
-                log.error("adapter broke while sending", exc_info=error, extra=kv(adapter=parcel.adapter))
-                if breaks >= BREAKS:
-                    await self._give_up(parcel, reason)
-                    return True
-            log.warning("not delivered yet", extra=kv(adapter=parcel.adapter, pause_s=pause_s, reason=reason))
-            await self._outbox.defer(parcel.message.id, reason)
-            await self._pause(parcel.target.conversation_id, pause_s)
+    async def _deliver(self, parcel: Parcel, breaks: Counter[MessageId]) -> float | None:
+        """Try once; returns the pause until the next attempt, None when whoever wants it fetches it.
 
-    async def _send(self, adapter: Adapter, parcel: Parcel, sent: list[str], *, is_doubtful: bool) -> None:
+        Errors: StorageError.
+        """
+        adapter = await self._adapter(parcel)
+        if adapter is None:
+            await self._give_up(parcel, f"{parcel.adapter} was not connected for a day")
+            return 0.0
+        if adapter.traits.is_pulled:
+            return None
+        try:
+            await self._send(adapter, parcel)
+            return 0.0
+        except DeliveryError as error:
+            failures, reason = parcel.attempts + 1, scrub(str(error))
+            is_final = error.is_permanent or failures >= ATTEMPTS
+            is_doubtful = error.retry_after_s is None  # else the platform said no, so it cannot have arrived
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10))
+            pause_s = max(pause_s, error.retry_after_s or 0.0)
+        except StorageError:
+            raise
+        except Exception as error:  # boundary: adapter
+            breaks[parcel.message.id] += 1
+            reason, is_doubtful, pause_s = scrub(describe(error)), True, FIRST_PAUSE_S
+            is_final = breaks[parcel.message.id] >= BREAKS
+            log.error("adapter broke while sending", exc_info=error, extra=kv(adapter=parcel.adapter))
+        if is_final:
+            await self._give_up(parcel, reason)
+            return 0.0
+        log.warning("not delivered yet", extra=kv(adapter=parcel.adapter, pause_s=pause_s, reason=reason))
+        await self._outbox.defer(parcel.message.id, reason, is_doubtful=parcel.message.is_doubtful or is_doubtful)
+        return pause_s
+
+    async def _send(self, adapter: Adapter, parcel: Parcel) -> None:
+        sent = list(parcel.message.sent)
+
         async def note_sent(platform_id: str) -> None:
             sent.append(platform_id)
             await self._outbox.note_sent(parcel.message.id, sent, is_last=False)
 
-        message = replace(parcel.message, sent=tuple(sent), is_doubtful=is_doubtful)
-        await adapter.send(parcel.target, message, note_sent)
+        await adapter.send(parcel.target, parcel.message, note_sent)
         await self._outbox.note_sent(parcel.message.id, sent, is_last=True)
         await _discard(parcel)
         self._courier.note_delivery(parcel.adapter, is_delivered=True)

@@ -24,7 +24,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +36,7 @@ import trio
 from spacebot.agent.profile import DIGEST_KEY
 from spacebot.base.clock import Clock
 from spacebot.base.errors import StorageError
-from spacebot.base.ids import MemoryId
+from spacebot.base.ids import MemoryId, MessageId
 from spacebot.base.telemetry import kv
 from spacebot.conversations.erasure import WORDS, Person, Scope, erase_log, run_for, scope_of
 from spacebot.memory.curation_log import note
@@ -120,6 +120,7 @@ class Forgetting:
         self._clock = clock
         self._vectors = vectors
         self.let_go = let_go or _nothing_to_let_go
+        self.drop_files: Callable[[Collection[MessageId]], Awaitable[None]] = _no_files  # those that came with messages
         self.confirmations = Confirmations()
         self._log_folder = log_folder
         self._turn = trio.Lock()  # one person after the other
@@ -236,6 +237,8 @@ class Forgetting:
                     associations += await self._database.write(partial(_erase_memories, ids=part))
                     await self._memory.refresh(removed=[MemoryId(key) for key in part])
                 gone.update(ids)
+            said = await self._database.read(partial(_messages_of, who=who))
+            await self.drop_files(said)  # while it is known whose they are
             erased = await self._database.write(partial(erase_log, who=who, now=self._clock.text()))
             traces = {*gone, *scope.messages, *scope.own}
             events += await self._erase_events(who, traces)  # what was noted meanwhile
@@ -290,6 +293,20 @@ class Forgetting:
 @asynccontextmanager
 async def _nothing_to_let_go(channels: Collection[str]) -> AsyncIterator[None]:
     yield
+
+
+def _messages_of(c: Connection, who: Person) -> list[MessageId]:
+    """All messages of a person that the log has."""
+    rows = c.execute(
+        "SELECT m.id FROM conversation_messages m JOIN channels c ON c.id = m.channel_id "
+        "WHERE m.sender_id = ? AND c.platform = ?",
+        (who.user, who.platform),
+    )
+    return [MessageId(row["id"]) for row in rows]
+
+
+async def _no_files(message_ids: Collection[MessageId]) -> None:
+    return None
 
 
 def _memories_of(c: Connection, who: Person, scope: Scope) -> list[str]:

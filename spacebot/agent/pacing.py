@@ -1,7 +1,8 @@
 """When a channel takes a turn, and with what. Pure: functions of what arrived and the time given.
 
 Three clocks: the coalescing window of a burst (process spec 4.3), the debounce of finished work
-(4.12), and a pause after a failure. A direct chat never waits.
+(4.12), and a pause after a failure. A direct chat never waits, nor does who calls the agent by name;
+what comes while a turn runs is taken together by the next.
 
 Floor: agent
 """
@@ -47,6 +48,7 @@ class Pacing:
         self._taken_results: deque[str] = deque(maxlen=2 * HELD)
         self._first_at = 0.0
         self._window_ends = 0.0
+        self._is_urgent = False  # somebody who waits is waiting for us, not for the room
         self._results_due = math.inf
         self._not_before = 0.0
         self._retriggers = 0  # turns without a person that started new work
@@ -72,8 +74,10 @@ class Pacing:
             self._first_at = now
         self._messages.append(message)
         self._known.add(message.id)
-        if not config.enabled or (config.multi_user_only and message.message.is_direct):
-            self._window_ends = now
+        if not config.enabled or (config.multi_user_only and message.message.is_direct) or message.message.is_addressed:
+            self._is_urgent = True
+        if self._is_urgent:
+            self._window_ends = min(self._window_ends, now) if len(self._messages) > 1 else now
             return
         self._window_ends = now + config.debounce_ms / 1000
         if len(self._messages) >= config.min_messages:
@@ -115,6 +119,7 @@ class Pacing:
         if self._messages and (self._window_ends <= now or self._results_due <= now):
             waiting = sorted(self._messages, key=lambda message: message.seq)  # tasks hand in in any order
             messages, self._messages = waiting[:BATCH], deque(waiting[BATCH:])
+            self._is_urgent = False
             self._known.difference_update(message.id for message in messages)
             self._taken.extend(message.id for message in messages)
         if messages:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import trio
 
+from spacebot.agent.attachments import AttachmentDesk
 from spacebot.agent.bulletin import CANDIDATES, Briefing, known_groups
 from spacebot.agent.crossing import Crossing
 from spacebot.agent.delivery import Delivery
@@ -38,6 +39,10 @@ class AgentModel(Model, Protocol):
 
     def context_window(self, process: ProcessKind) -> int:
         """Tokens that a request of this kind of process may have, answer included."""
+        ...
+
+    async def transcribe(self, audio: bytes, media_type: str, *, instruction: str) -> str:
+        """The words of a recording. Errors: ModelError."""
         ...
 
 
@@ -70,6 +75,7 @@ class AgentParts:
     rooms: Rooms
     delivery: Delivery
     crossing: Crossing
+    attachments: AttachmentDesk
     memoranda: Memoranda
     messages: MessageSearch
     memory: AgentMemory

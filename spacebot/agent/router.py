@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import trio
+
 from spacebot.agent.agent import Agent
 from spacebot.base.clock import monotonic_s
 from spacebot.base.errors import RefusedError, StorageError
@@ -116,6 +118,18 @@ class Mailboxes:
                 for parcel in await agent.delivery.outbox.waiting(conversation_id, limit)
             ]
         return found[:limit]
+
+    async def wait(self, conversation_id: ConversationId, timeout_s: float) -> None:
+        """Return when something more waits in a conversation, or the time is up."""
+        with trio.move_on_after(timeout_s):
+            async with trio.open_nursery() as nursery:
+
+                async def listen(agent: Agent) -> None:
+                    await agent.delivery.wait_for_news(conversation_id)
+                    nursery.cancel_scope.cancel()
+
+                for agent in self._agents().values():
+                    nursery.start_soon(listen, agent)
 
     async def delivered(self, ids: Sequence[str]) -> None:
         """Note that these were fetched."""

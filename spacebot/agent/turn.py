@@ -27,7 +27,16 @@ from spacebot.base.text import cut_bytes, preview
 from spacebot.base.tree import Node, NodeState, Outcome
 from spacebot.conversations.records import ChannelRecord, LoggedMessage, PendingResult, TurnState, Undelivered
 from spacebot.llm.history import estimate_tokens
-from spacebot.llm.messages import ArgumentsDelta, ModelMessage, ProcessKind, Restart, Role, StreamDelta, SystemBlock
+from spacebot.llm.messages import (
+    ArgumentsDelta,
+    ModelMessage,
+    ProcessKind,
+    Restart,
+    Role,
+    StreamDelta,
+    SystemBlock,
+    Text,
+)
 from spacebot.memory.types import Provenance
 from spacebot.messaging.codec import Extra, to_json
 from spacebot.messaging.messages import OutboundFile, OutboundKind, Rich
@@ -104,6 +113,7 @@ class Turn:
         self._untold: list[Undelivered] = []  # what was said earlier and nobody got
         self._elsewhere: Sequence[ChannelRecord] = ()  # conversations that can be spoken in from here
         self._sent: list[str] = []  # names of files that went out
+        self._files: tuple[str, ...] = ()  # a line for each file that came
         self.id = TurnId(node.id)
         self.prompt: ModelMessage | None = None  # what this turn asks; branches see it
         self.has_begun = False  # its row is on disk
@@ -184,7 +194,9 @@ class Turn:
             self._untold = await parts.delivery.outbox.untold(self._channel_id)
             self._elsewhere = await parts.crossing.reachable(self._channel_id, self._provenance.user_id)
         tools = self._tools()
-        self.prompt = ModelMessage.user(await self._render_prompt())
+        files = await parts.attachments.describe(self._work.messages, parts.delivery.courier)
+        self._files = files.notes
+        self.prompt = ModelMessage(Role.USER, (*files.parts, Text(await self._render_prompt())))
         text, is_stable = parts.prompts.render_stable("CHANNEL", **await self._volatile_for_channel())
         system = [SystemBlock(text, is_stable)]
         if (key := self._stage.adapter_key) is not None and (target := self._stage.target) is not None:
@@ -431,7 +443,7 @@ class Turn:
             for result in self._work.results
         ]
         said = render_batch(self._work.messages, self._parts.zone)
-        asked = ModelMessage.user("\n".join([*notes, *([said] if said else [])]))
+        asked = ModelMessage.user("\n".join([*notes, *([said] if said else []), *self._files]))
         entries = [Entry(asked, tuple(journalled.seq for journalled in self._work.messages))]
         entries += [Entry(ModelMessage.assistant(f"[sent the file {name}]")) for name in self._sent]
         entries.extend(Entry(ModelMessage.assistant(row.content), (row.seq,)) for row in self._replies)

@@ -5,6 +5,7 @@ Floor:   api
 Source:  messaging spec 16; control spec 4.7
 """
 
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
@@ -25,7 +26,10 @@ JsonObject = Mapping[str, Any]
 
 
 def messaging_status(program: Program) -> dict[str, Any]:
-    """Every platform, and under `instances` every account: those in use, those switched off, those that cannot be."""
+    """Every platform, and under `instances` every account: those in use, those switched off, those that cannot be.
+
+    Under `warnings` stands what else is wrong with accounts and bindings in the file, in words.
+    """
     messaging = program.config.messaging
     states = {state.key: state for state in program.messaging.states()}
     bound = Counter(binding.adapter_key for binding in program.config.bindings)
@@ -48,7 +52,13 @@ def messaging_status(program: Program) -> dict[str, Any]:
         }
         for platform in PLATFORMS
     }
-    return own | {"instances": instances}
+    return own | {"instances": instances, "warnings": _warnings(program)}
+
+
+def _warnings(program: Program) -> list[str]:
+    """What the owner should know about accounts and bindings, but for what is said of an account already."""
+    found = (re.sub(r"^.*?: (?='(?:messaging|bindings)\b)", "", warning) for warning in program.warnings)
+    return [text for text in found if text.startswith(("'messaging", "'bindings")) and "is not connected:" not in text]
 
 
 def _instance(state: AdapterState, *, is_configured: bool, is_enabled: bool, bindings: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ _CREDENTIALS = {  # field of `platform_credentials` -> platform and key of its t
     "twitch_username": ("twitch", "username"),
     "twitch_oauth_token": ("twitch", "oauth_token"),
 }
+_WITHOUT_CREDENTIALS = frozenset({"webhook"})  # switching it on is all that it takes
 
 
 class PlatformBody(Body):
@@ -146,6 +147,8 @@ class SetupRoutes:
         """Switch an account on or off."""
         body = await read_body(request, ToggleBody)
         key = self._known_key(body.key)
+        if key is None and body.key in _WITHOUT_CREDENTIALS:
+            key = body.key
         if key is None:
             return _failure(f"{body.key} is not configured; add it with its credentials first")
         await self._edit(partial(self._program.editor.set_account, key, {"enabled": body.enabled}))

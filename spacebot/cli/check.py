@@ -29,6 +29,8 @@ def check_config(paths: InstancePaths) -> int:
     print(f"providers: {', '.join(providers) or 'none'}")
     for line in models:
         print(f"model:     {line}")
+    platforms = [key if account.enabled else f"{key} (off)" for _, key, account in config.messaging.accounts()]
+    print(f"platforms: {', '.join(platforms) or 'none'}")
     print(f"web chat:  {f'{config.api.bind}, port {config.api.port}' if config.api.enabled else 'off'}")
     if faults:
         for fault in faults:

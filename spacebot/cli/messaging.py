@@ -49,6 +49,8 @@ def show_messaging(paths: InstancePaths, *, as_json: bool) -> int:
     width = max((len(instance["key"]) for instance in instances), default=0)
     for instance in instances:
         print(f"{instance['key']:{width}}  {adapter_words(instance)}")
+    for warning in status["warnings"]:
+        print(f"warning: {one_line(warning, 2 * SHOWN)}", file=sys.stderr)
     if not instances:
         print("no platform is configured; docs/platforms says how, one page each", file=sys.stderr)
     return 0

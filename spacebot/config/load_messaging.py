@@ -17,6 +17,7 @@ from typing import get_args
 
 from spacebot.base.redaction import register_secret
 from spacebot.config.messaging import (
+    ANYBODY,
     PLATFORMS,
     AnyAccount,
     BindingConfig,
@@ -144,6 +145,8 @@ class _Accounts:
             self._leave_out(key, path, reason)
         else:
             self._check_shapes(platform, table, path)
+            if not isinstance(account, WebhookAccount):
+                _check_people(reading, platform, account.dm_allowed_users, reading.name(path))
             self.found[platform].append(account)
 
     def _fill(self, platform: str, name: str | None, table: Table, path: KeyPath) -> dict[str, KeyPath]:
@@ -244,6 +247,8 @@ def read_bindings(
             reading.warn(f"'{name}' leads nowhere: {_no_agent(binding.agent_id, agent_ids)}")
             binding = binding.model_copy(update={"is_served": False})
         _check_scope(reading, binding, name)
+        _check_joined(reading, binding, messaging, name)
+        _check_people(reading, binding.channel, binding.dm_allowed_users, name)
         bindings.append(binding)
     return tuple(bindings)
 
@@ -282,6 +287,29 @@ def _check_scope(reading: Reading, binding: BindingConfig, name: str) -> None:
         elif binding.channel == "slack" and value.startswith("#"):
             what = "give the id, such as 'C0123456789' (below the channel's details)"
             reading.warn(f"'{name}.channel_ids' holds {brief(value)}, which never matches: {what}")
+
+
+def _check_joined(reading: Reading, binding: BindingConfig, messaging: MessagingConfig, name: str) -> None:
+    """Tell of chats that the account never joins."""
+    account = messaging.account(binding.adapter_key)
+    if not isinstance(account, TwitchAccount):
+        return
+    for login in binding.channel_ids:
+        if login.lstrip("#").lower() not in account.channels:
+            where = f"messaging.{binding.channel}{'' if account.name is None else f' instance {account.name!r}'}"
+            reading.warn(
+                f"'{name}.channel_ids' holds {brief(login)}, which is not joined: add it to channels of {where}"
+            )
+
+
+def _check_people(reading: Reading, platform: str, people: Sequence[str], name: str) -> None:
+    """Tell of names where only numbers identify somebody."""
+    if platform not in ("discord", "telegram"):
+        return
+    for person in people:
+        if person != ANYBODY and not person.isdecimal():
+            what = "give the person's number, which /whoami shows"
+            reading.warn(f"'{name}.dm_allowed_users' holds {brief(person)}, which never matches: {what}")
 
 
 def _no_agent(agent_id: str, known: set[str]) -> str:

@@ -119,6 +119,13 @@ class WebhookAccount(Account):
 
     _urls = field_validator("callback_url")(is_url)
 
+    @field_validator("auth_token")
+    @classmethod
+    def _is_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().strip():
+            raise ValueError("must not be empty; leave it out where only this machine can connect")
+        return value
+
     @model_validator(mode="after")
     def _open_needs_token(self) -> Self:
         if self.enabled and self.auth_token is None and not is_loopback_address(self.bind):

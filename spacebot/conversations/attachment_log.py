@@ -93,7 +93,7 @@ class AttachmentLog:
         wanted = json.dumps(list(saved_names))
         await self._database.write(
             lambda c: c.execute(
-                "UPDATE attachments SET saved_name = NULL, note = COALESCE(note, 'it was removed to make room') "
+                "UPDATE attachments SET saved_name = NULL, note = 'was removed to make room for newer ones' "
                 "WHERE saved_name IN (SELECT value FROM json_each(?))",
                 (wanted,),
             )

@@ -89,11 +89,19 @@ class Outbox:
 
         await self._database.write(write)
 
-    async def defer(self, message_id: MessageId, error: str) -> None:
-        """Keep why an attempt failed; the message is tried again."""
+    async def defer(self, message_id: MessageId, error: str, *, is_doubtful: bool) -> None:
+        """Keep why an attempt failed; the message is taken again.
+
+        Args:
+            is_doubtful: it may have arrived nevertheless.
+        """
 
         def write(c: Connection) -> None:
-            c.execute("UPDATE outbox SET error = ?, attempts = attempts + 1 WHERE message_id = ?", (error, message_id))
+            c.execute(
+                "UPDATE outbox SET error = ?, attempts = attempts + 1, state = iif(?, state, 'queued') "
+                "WHERE message_id = ?",
+                (error, is_doubtful, message_id),
+            )
 
         await self._database.write(write)
 

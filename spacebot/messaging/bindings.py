@@ -61,14 +61,16 @@ def admit(
     Args:
         bindings: of all accounts, in the owner's order.
         default_agent: answers where no binding says otherwise.
-        agents: those that run, to check a message that names its agent itself; None checks nothing.
+        agents: those that run; a binding of another is passed over, a message that names another itself is refused.
+            None takes all for running.
     """
     if message.agent_id is not None and agents is not None and message.agent_id not in agents:
         return _refuse(f"there is no agent {message.agent_id!r}")
     own = [binding for binding in bindings if binding.adapter_key == message.adapter_key]
     if (reason := _why_not(message, messaging, own)) is not None:
         return _refuse(reason)
-    binding = next((binding for binding in own if binding.is_served and _fits(binding, message)), None)
+    served = [binding for binding in own if binding.is_served and (agents is None or binding.agent_id in agents)]
+    binding = next((binding for binding in served if _fits(binding, message)), None)
     if message.agent_id is not None:
         return Admission(
             verdict=Verdict.ANSWER, agent_id=message.agent_id, reason="it names its agent", binding=binding

@@ -24,8 +24,8 @@ from spacebot.base.supervise import BackOff, run_service
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, Tree, describe
 from spacebot.config.messaging import AnyAccount, MessagingConfig
-from spacebot.messaging.addresses import parse_address
 from spacebot.messaging.adapter import Adapter, Intake, Receipt, Traits
+from spacebot.messaging.addresses import parse_address
 from spacebot.messaging.asyncio_bridge import AsyncioHost, open_asyncio_host
 from spacebot.messaging.messages import InboundMessage, MessageDeletion, MessageEdit, OutboundMessage, Target
 from spacebot.messaging.registry import Seams
@@ -33,7 +33,7 @@ from spacebot.messaging.states import AdapterState, Connection
 
 log = logging.getLogger(__name__)
 
-BACK_OFF = BackOff(first_s=1.0, longest_s=60.0, permanent_s=300.0, steady_s=10.0)
+BACK_OFF = BackOff(first_s=0.5, longest_s=60.0, permanent_s=300.0, steady_s=2.0)
 READY_S = 60.0  # for an adapter to sign in
 END_S = 5.0  # for an adapter to say goodbye
 

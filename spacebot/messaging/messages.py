@@ -123,6 +123,11 @@ class InboundMessage:
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
+    def is_addressed(self) -> bool:
+        """Whether it is meant for the agent and nobody else."""
+        return self.mentions_bot or self.interaction is not None or self.command is not None
+
+    @property
     def adapter_key(self) -> str:
         """The runtime key of its adapter."""
         return self.adapter or self.platform

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from typing import ClassVar
+from urllib.parse import unquote
 
 from spacebot.messaging.text_tree import Kind, Node, words_of
 
@@ -172,19 +173,20 @@ class Form:
         title = f" ({self.text(node.text)})" if node.text else ""
         if not node.info:
             return label + title
-        if not self.is_linkable(node.info):
-            return (
-                f"{label} ({self.text(node.info)}){title}".strip() if label != self.text(node.info) else label + title
-            )
-        return self.linked(label, words_of(node).strip(), node.info) + title
+        words = words_of(node).strip()
+        if unquote(node.info.removeprefix("mailto:")) == unquote(words):  # an address that stands for itself
+            words = node.info
+        if self.is_linkable(node.info):
+            return self.linked(label, words, node.info) + title
+        return (label if words == node.info else f"{label} ({self.text(node.info)})".strip()) + title
 
     def is_linkable(self, address: str) -> bool:
         """Whether the platform makes a link of an address."""
         return _LINKED.fullmatch(address) is not None
 
     def linked(self, label: str, words: str, address: str) -> str:
-        """A link with a label that is written already; `words` are its words without marks."""
-        return f"{label} ({address})" if words and words != address else address
+        """A link. `label` is written already; `words` are its words without marks, or the address itself."""
+        return f"{label} ({address})" if words and words != address else label or address
 
     def text(self, text: str) -> str:
         """Plain words."""
@@ -248,6 +250,10 @@ class DiscordForm(Form):
             self._active.pop()
             return f"_{words}_"
         return super().marked(node)
+
+    def is_linkable(self, address: str) -> bool:
+        """Addresses of the web alone."""
+        return super().is_linkable(address) and not address.lower().startswith("mailto:")
 
     def linked(self, label: str, words: str, address: str) -> str:
         """A masked link; an address alone stays without a preview when it was written so."""

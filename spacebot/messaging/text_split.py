@@ -17,15 +17,20 @@ from dataclasses import dataclass
 
 _LEAD = r"(?P<lead>(?:[ \t]|>|[-*+][ \t]|\d{1,9}[.)][ \t])*)"
 _FENCE = re.compile(rf"{_LEAD}(?P<mark>`{{3,}}(?=[^`\n]*$)|~{{3,}})[ \t]*(?P<info>[^\n]*)", re.MULTILINE)
-_TABLE_RULE = re.compile(r"[ \t>]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
+_TABLE_RULE = re.compile(r"\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*")
 _BLOCK_START = re.compile(r"[ \t]{0,3}(?:#{1,6}[ \t]|>|`{3}|~{3})")
-_INLINE_CODE = re.compile(r"(?<![`\\])(`+)(?!`)(?:(?!\n[ \t]*\n).)*?(?<!`)\1(?!`)", re.DOTALL)
+_INLINE_CODE = re.compile(r"(?<![`\\])(`+)(?!`)(?:(?!\n[ \t]*\n).){0,4000}?(?<!`)\1(?!`)", re.DOTALL)
 _WHOLE = re.compile(
     r"!?\[[^\[\]\n]{0,300}\]\([^()\s]{1,2000}\)|<[@#!:a-z][^<>\s]{0,300}>|`[^`\n]{1,300}`|https?://\S{1,2000}"
 )
+_BLANK_LINE = re.compile(r"[ \t]*\n")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
+_LINE = re.compile(r"\n")
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"')\]*_]{0,3}[ \t]+|(?<=[。！？])")
 _BLANK = re.compile(r"[ \t\u3000]+")
+_ITEM = re.compile(r"^[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]", re.MULTILINE)
+_HEADING = re.compile(r"(?:^|\n)[ \t]{0,3}#{1,6}[ \t][^\n]*\s*\Z")
+LONGEST_RULE = 2000  # characters of the line below a table's head
 _EARLIEST = 0.25  # share of a piece that a better place to cut may leave filled
 _LONGEST_CHARACTER = 64  # code points of one visible character that are kept together
 
@@ -149,7 +154,9 @@ def _regions(text: str) -> Iterator[_Region]:
 
 
 def _is_table(head: str, rule: str) -> bool:
-    return "-" in rule and "|" in rule and _TABLE_RULE.fullmatch(rule) is not None and not head.startswith("    ")
+    if len(rule) > LONGEST_RULE or "-" not in rule or "|" not in rule:
+        return False
+    return _TABLE_RULE.fullmatch(rule.lstrip(" \t>")) is not None and not head.startswith("    ")
 
 
 def _fence_end(lines: list[str], first: int, opening: re.Match[str]) -> int:
@@ -202,17 +209,28 @@ class _Cutter:
         """All pieces, in order."""
         position = self._skipped(0)
         while position < len(self._text):
-            piece, position = self._piece(position)
+            start = position
+            piece, position = self._piece(start)
             if piece.strip():
-                yield piece
+                yield self._dedented(piece, start)
             position = self._skipped(position)
+
+    def _dedented(self, piece: str, start: int) -> str:
+        """A piece from within a list, moved to the left: so far to the right it would read as code."""
+        indent = piece[: len(piece) - len(piece.lstrip(" \t"))]
+        region = self._region(start)
+        if not indent or (region is not None and region.closing):
+            return piece
+        if not _ITEM.match(piece) and not _ITEM.search(self._text, max(0, start - 4000), start):
+            return piece
+        return "\n".join(line.removeprefix(indent) for line in piece.split("\n"))
 
     def _skipped(self, position: int) -> int:
         """Behind the blank lines, and behind blanks that a cut left; the indent of a line stays, and all of code."""
         region = self._region(position)
         if region is not None and position > region.start:
             return position + (self._text[position : position + 1] == "\n")
-        while (found := re.compile(r"[ \t]*\n").match(self._text, position)) is not None:
+        while (found := _BLANK_LINE.match(self._text, position)) is not None:
             position = found.end()
         if position and self._text[position - 1] != "\n" and (blank := _BLANK.match(self._text, position)):
             position = blank.end()
@@ -249,7 +267,8 @@ class _Cutter:
     def _piece_to(self, region: _Region, position: int, furthest: int, opening: str) -> tuple[str, int]:
         """A piece whose room ends inside of code or a table."""
         if region.start > position and self._measure(self._text[region.start : region.end]) <= self._limit:
-            return opening + self._text[position : region.start].rstrip(), region.start
+            cut = self._before_heading(position, region.start)
+            return opening + self._text[position:cut].rstrip(), cut
         end = self._furthest(position, opening, region.closing)
         first = max(position, region.body)
         cut = self._text.rfind("\n", first, end + 1)
@@ -291,7 +310,7 @@ class _Cutter:
         earliest = int((end - start) * _EARLIEST)
         for pattern in (_PARAGRAPH, _LINE):
             if (cut := _last(pattern, window, earliest, end - start)) is not None and not self._splits(start + cut):
-                return start + cut
+                return self._before_heading(start, start + cut)
         for pattern in (_SENTENCE, _BLANK):
             if (cut := self._last_whole(pattern, start, window, earliest, end - start)) is not None:
                 return cut
@@ -299,6 +318,12 @@ class _Cutter:
             if (cut := _last(pattern, window, 1, end - start)) is not None:
                 return start + cut
         return max(grapheme_cut(self._text, end), start + 1)
+
+    def _before_heading(self, start: int, cut: int) -> int:
+        """A cut that does not leave a heading behind alone at the end of a piece."""
+        found = _HEADING.search(self._text, max(start, cut - 300), cut)
+        is_alone = found is None or not self._text[start : found.start()].strip() or self._region(found.start())
+        return cut if found is None or is_alone else found.start()
 
     def _splits(self, position: int) -> bool:
         region = self._region(position)
@@ -321,9 +346,6 @@ class _Cutter:
                 if index < 0 or not whole[index][0] < start + cut < whole[index][1]:
                     return start + cut
         return None
-
-
-_LINE = re.compile(r"\n")
 
 
 def _last(pattern: re.Pattern[str], window: str, earliest: int, latest: int) -> int | None:

@@ -62,7 +62,9 @@ SENDS = (18, 30.0)  # 20 in 30 s, with a margin
 MODERATOR_SENDS = (90, 30.0)  # 100 in 30 s
 
 _AUTHENTICATION = ("login authentication failed", "improperly formatted auth", "login unsuccessful", "invalid nick")
-_KNOWN = frozenset({"CAP", "GLOBALUSERSTATE", "USERNOTICE", "WHISPER", "HOSTTARGET", "PART"})  # nothing for us
+_KNOWN = frozenset(
+    {"CAP", "GLOBALUSERSTATE", "USERNOTICE", "WHISPER", "HOSTTARGET", "PART", "JOIN", "ROOMSTATE"}
+)  # nothing for us
 
 _Event = InboundMessage | MessageDeletion
 
@@ -228,17 +230,16 @@ class TwitchAdapter:
                     await link.write(Line("PONG", line.params[-1:]))
                 case "PONG":
                     link.note_pong()
-                case "USERSTATE":
-                    link.note_state(room, line)
-                case "ROOMSTATE":
-                    if "slow" in line.tags:
-                        link.slow_s[room] = float(line.tags["slow"])
                 case "NOTICE":
                     self._on_notice(link, room, line)
+                case "USERSTATE":
+                    link.note_state(room, line)
+                case "ROOMSTATE" if "slow" in line.tags:
+                    link.slow_s[room] = float(int(line.tags["slow"]))
                 case "JOIN" if line.nick == self._listener.login:
                     link.rooms.add(room)
-                case "JOIN":
-                    pass
+                case "UNREADABLE":
+                    self._warn_once(line.command, line.param(0))
                 case command if command not in _KNOWN and not command.isdigit():
                     self._warn_once(command, "unknown command")
         except ValueError as error:

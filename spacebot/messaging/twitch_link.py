@@ -17,6 +17,7 @@ from spacebot.messaging.irc import Line, LineBuffer, parse, write
 
 WRITE_S = 10.0
 PONG_S = 10.0
+UNREADABLE = "UNREADABLE"  # a command of our own making
 RECEIVED = 65_536  # bytes of one read
 
 
@@ -56,16 +57,16 @@ class Link:
         self._is_busy = False
 
     async def next(self) -> Line | None:
-        """The next line; None when the connection ended. Lines that make no sense are passed over.
+        """The next line; None when the connection ended. One that makes no sense comes as `UNREADABLE`.
 
         Errors: DeliveryError when it broke.
         """
         while True:
-            while self._lines:
+            if self._lines:
                 try:
                     return parse(self._lines.popleft())
-                except ValueError:
-                    continue
+                except ValueError as error:
+                    return Line(UNREADABLE, (str(error),))
             try:
                 data = await self._stream.receive_some(RECEIVED)
                 if not data:

@@ -24,6 +24,7 @@ SHORTENED = " … (shortened; ask for the rest)"
 PREVIEW = 200  # characters of the message that is answered
 
 _SOURCE_CHARACTERS = 5 * MAX_PIECES * MAX_CHARACTERS  # of Markdown; more cannot be shown anyway
+_MESSAGE_ID = re.compile(r"[!-~]{1,100}")
 _LOGIN = re.compile(r"[a-z0-9_]{1,25}")
 _ACTION = re.compile(r"\x01ACTION (.*?)\x01?", re.DOTALL)
 _SECONDS = re.compile(r"(\d+)\D*second")
@@ -157,8 +158,9 @@ def to_texts(message: OutboundMessage) -> list[str]:
 
 
 def to_line(room: str, text: str, *, answers: str | None = None) -> Line:
-    """The line that says a text in a room, as an answer to a message of this id."""
-    return Line("PRIVMSG", (f"#{room}", text), {"reply-parent-msg-id": answers} if answers else {})
+    """The line that says a text in a room, as an answer to a message of this id where it is a sane one."""
+    is_answer = answers is not None and _MESSAGE_ID.fullmatch(answers)
+    return Line("PRIVMSG", (f"#{room}", text), {"reply-parent-msg-id": answers or ""} if is_answer else {})
 
 
 _HARMLESS = {"msg_duplicate"}  # the same words stand there already

@@ -56,6 +56,7 @@ MAX_FILE = 8 << 20  # bytes of a file that is handed over inside JSON
 MAX_WAIT_S = 30.0
 MESSAGES = (50, 100)  # of one poll: unless told, and at most
 LEASE_S = 60.0  # that a message is kept from other callers while one response carries it
+AGAIN_S = 0.25  # until a caller looks again for what another one's response carried
 NOTE_S = 10.0  # for noting that messages were fetched
 
 
@@ -140,8 +141,8 @@ def to_inbound(form: MessageForm, key: str, clock: Clock) -> InboundMessage:
     try:
         conversation_id = to_conversation(key, form.conversation_id)
         agent_id: AgentId | None = parse_agent_id(form.agent_id) if form.agent_id is not None else None
-        for file in form.attachments:
-            is_url(file.url)
+        if not all(is_url(file.url) for file in form.attachments):
+            raise ValueError("the url of an attachment is empty")
     except (ConfigError, RefusedError, ValueError) as error:
         raise HTTPException(422, str(error)) from error
     if not form.content.strip() and not form.attachments:
@@ -269,6 +270,8 @@ class Routes:
 
     async def poll(self, request: Request, receive: Receive, send: Send) -> None:
         """Hand over what waits; see the module."""
+        if request.method != "GET":  # Starlette lets HEAD in, which would take the messages and show none
+            raise HTTPException(405, "use GET", headers={"allow": "GET"})
         if self._mailbox is None:
             raise HTTPException(409, "answers are posted to messaging.webhook.callback_url; remove it to fetch them")
         try:
@@ -298,6 +301,8 @@ class Routes:
             while not messages and (left_s := until - monotonic_s()) > 0:
                 await mailbox.wait(conversation_id, left_s)
                 messages = await self._lease(mailbox, conversation_id, limit)
+                if not messages:
+                    await trio.sleep(AGAIN_S)  # another caller is about to have them
         ids = [message_id for message_id, _ in messages]
         try:
             fitting = _fitting([message for _, message in messages])
@@ -340,7 +345,8 @@ class Routes:
 
 def _fitting(messages: Sequence[OutboundMessage]) -> list[OutboundMessage]:
     """As many from the front as one response may carry."""
-    size, fitting = 0, []
+    size = 0
+    fitting: list[OutboundMessage] = []
     for message in messages:
         size += len(message.text) + (message.file.size_bytes if message.file is not None else 0)
         if fitting and size > MAX_FILE:
@@ -422,8 +428,9 @@ class Door:
 
     def _has_token(self, headers: Headers, token: bytes) -> bool:
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        given = [headers.get("x-webhook-token", ""), bearer if scheme.lower() == "bearer" else ""]
-        return any([hmac.compare_digest(word.strip().encode(errors="replace"), token) for word in given])
+        given = (headers.get("x-webhook-token", ""), bearer if scheme.lower() == "bearer" else "")
+        words = (word.strip().encode(errors="replace") for word in given if word)
+        return any(hmac.compare_digest(word, token) for word in words)
 
 
 def _is_own_host(host: str) -> bool:

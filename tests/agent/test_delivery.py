@@ -1,5 +1,6 @@
 """What the agent says reaches its platform: in order, once, also after failures and restarts."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from spacebot.base.events import EventKind
 from spacebot.llm.messages import (
     ArgumentsDelta,
     FinishReason,
+    Image,
     ModelReply,
     ModelRequest,
     OnDelta,
@@ -21,11 +23,12 @@ from spacebot.llm.messages import (
     ToolCall,
 )
 from spacebot.messaging.adapter import Receipt
-from spacebot.messaging.messages import OutboundKind
+from spacebot.messaging.messages import Attachment, OutboundKind
 from tests.conftest import Logs
 from tests.fakes.fake_platform import FakeCourier, FakePlatform, without
 from tests.fakes.opened import Opened, open_test_agent
 from tests.fakes.scripted_model import Call, Calls, Fail, Say, ScriptedModel
+from tests.stand_ins.serving import Connection, Request, serve
 
 
 async def take(opened: Opened, platform: FakePlatform, author: str, text: str, **fields: object) -> Receipt:
@@ -406,3 +409,64 @@ async def test_nothing_is_queued_where_readers_follow_the_log(clock: MockClock, 
         await opened.say("Ann", "hi")
         await opened.said(1)
         assert await opened.agent.delivery.outbox.open_channels() == []
+
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.mark.spec("P30")
+async def test_what_people_attach_reaches_the_model_once_and_the_history_as_a_line(
+    clock: MockClock, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    async def answer(request: Request, connection: Connection) -> None:
+        asked.append(request.path)
+        if request.path == "/gone.png":
+            await connection.send(b"not here", status=404, content_type="text/html")
+        else:
+            await connection.send(PNG, content_type="image/png")
+
+    platform = FakePlatform()
+    model = ScriptedModel(Call("reply", content="a dot"), Call("reply", content="as I said"))
+    async with serve(answer) as server, open_test_agent(tmp_path, model, courier=FakeCourier(platform)) as opened:
+        files = tuple(
+            Attachment(filename=name, media_type="image/png", url=f"{server.url}/{name}")
+            for name in ("dot.png", "gone.png")
+        )
+        await take(opened, platform, "Ann", "what is this?", attachments=files)
+        await platform.went_out(1)
+        await take(opened, platform, "Ann", "sure?")
+        await platform.went_out(2)
+        first, second = model.requests
+        pictures = [part for message in first.messages for part in message.parts if isinstance(part, Image)]
+        assert [(one.media_type, base64.b64decode(one.data)) for one in pictures] == [("image/png", PNG)]
+        assert "gone.png could not be fetched" in str(first.messages[-1].parts)
+        assert not [part for message in second.messages for part in message.parts if isinstance(part, Image)]
+        assert any("dot.png" in message.text and "attachments/" in message.text for message in second.messages)
+        assert sorted(asked) == ["/dot.png", "/gone.png"]
+        assert (tmp_path / "agents" / "main" / "workspace" / "attachments" / "dot.png").read_bytes() == PNG
+
+
+async def test_who_is_forgotten_takes_files_and_unsent_answers_along(clock: MockClock, tmp_path: Path) -> None:
+    async def answer(request: Request, connection: Connection) -> None:
+        await connection.send(b"my diary", content_type="text/plain")
+
+    platform = FakePlatform()
+    model = ScriptedModel(Call("reply", content="what a diary"))
+    async with serve(answer) as server, open_test_agent(tmp_path, model, courier=FakeCourier(platform)) as opened:
+        diary = Attachment(filename="diary.txt", media_type="text/plain", url=f"{server.url}/d")
+        room = platform.message("Ann", "read this", attachments=(diary,), mentions_bot=True)
+        others = platform.message("Bob", "hello all")
+        await opened.agent.take(others, observe=True, may_control=False)
+        platform.failures.append(DeliveryError("busy", is_permanent=False, retry_after_s=30))
+        await opened.agent.take(room, observe=False, may_control=False)
+        await opened.ended(1)
+        folder = tmp_path / "agents" / "main" / "workspace" / "attachments"
+        assert [file.read_text() for file in folder.iterdir()] == ["my diary"]
+        await opened.agent.forget_person("fake:ann", reason="asked")
+        assert list(folder.iterdir()) == []
+        await opened.advance(31)
+        assert (platform.failures, platform.sent) == ([], [])

@@ -40,6 +40,10 @@ agent_id = "main"
 channel = "telegram"
 chat_id = -100
 require_mention = true
+
+[[bindings]]
+agent_id = "nobody"
+channel = "telegram"
 """
 
 
@@ -76,13 +80,17 @@ async def test_every_account_shows_how_it_is_and_changes_while_one_looks(tmp_pat
             assert page.texts(".account .state") == ["trying again", "connected", "cannot connect"]
             assert page.text(of("telegram", ".detail")) == EVIL
             assert "attempt 3" in page.text(of("telegram", ".who"))
-            assert page.texts(of("telegram", "dl div")) == ["received7", "sent5", "failed1", "waiting2", "binding1"]
+            assert page.texts(of("telegram", "dl div")) == ["received7", "sent5", "failed1", "waiting2", "bindings2"]
             assert "as bot of telegram:ops" in page.text(of("telegram:ops", ".who"))
             assert "oauth_token is given, but environment variable NOT_SET is not set" in page.text(
                 of("twitch", ".detail")
             )
             assert page.text("#others") == "Not set up: Discord, Slack, Webhook."
-            assert page.texts("#bindings li") == ["mainTelegramchat -100; only when mentioned"]
+            bindings = ["mainTelegramchat -100; only when mentioned", "nobodyTelegrameverywhere"]
+            assert page.texts("#bindings li") == bindings
+            assert page.texts("#warnings li") == [
+                "'bindings[#2]' leads nowhere: there is no agent 'nobody'; there are: main"
+            ]
             assert page.browser.driver.title == "Connections · Spacebot"
 
         def recovered() -> None:
@@ -133,7 +141,7 @@ async def test_it_fits_the_window_in_the_dark_too_and_says_what_there_is_to_set_
             page.browser.open(f"{page.url}/connections")
             page.wait_texts(".account .state", ["trying again", "connected", "cannot connect"])
             assert page.is_narrow()
-            for path in ("", "memory", "cortex"):
+            for path in ("", "memory"):
                 page.browser.open(f"{page.url}/{path}")
                 assert page.is_narrow()
 

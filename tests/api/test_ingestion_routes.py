@@ -29,6 +29,7 @@ class Program:
 
     sandbox = "not tried"
     config = Config()
+    warnings: tuple[str, ...] = ()
     messaging = SimpleNamespace(states=list)
 
     def __init__(self, agent: Agent) -> None:

@@ -86,7 +86,8 @@ async def test_the_status_names_every_account_with_its_connection(tmp_path: Path
         )  # fmt: skip
         status = await setup.status()
 
-    assert {name: status[name] for name in status if name != "instances"} == {
+    assert status["warnings"] == ["'bindings[#2]' leads nowhere: there is no agent 'gone'; there are: main"]
+    assert {name: status[name] for name in status if name not in ("instances", "warnings")} == {
         "discord": {"configured": True, "enabled": True},
         "slack": {"configured": False, "enabled": False},
         "telegram": {"configured": True, "enabled": False},
@@ -114,6 +115,8 @@ async def test_an_account_is_switched_and_the_program_follows_at_once(tmp_path: 
         assert (await setup.instances())["telegram"]["state"] == "disabled"
         assert setup.file.read_text() == FILE
 
+        await setup.ask("POST", "messaging/toggle", platform="webhook", enabled=True)
+        assert (await setup.instances())["webhook"]["state"] == "connected"
         unknown = await setup.ask("POST", "messaging/toggle", platform="slack", enabled=True)
         assert (unknown["success"], unknown["message"]) == (
             False, "slack is not configured; add it with its credentials first"
@@ -202,7 +205,7 @@ async def test_a_binding_brings_its_account_along_also_when_there_is_no_file_yet
          "'telegram_token' is no credential of slack; it has slack_bot_token, slack_app_token"),
         ({"agent_id": "main"}, 422, "channel"),
         ({"agent_id": "main", "channel": "discord", "guild": "1"}, 422, "guild"),
-        ({"agent_id": "main", "channel": "discord", "channel_ids": ["x" * 300]}, 409, "nothing was changed, because then"),
+        ({"agent_id": "main", "channel": "discord", "channel_ids": ["x" * 300]}, 409, "nothing was changed, because"),
     ],
 )  # fmt: skip
 async def test_what_would_lead_nowhere_is_refused_in_words(

@@ -211,6 +211,22 @@ async def test_the_next_address_of_a_host_is_tried(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b"hello"
 
 
+async def test_a_host_may_be_a_number_of_six(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+
+    async def handle(stream: trio.SocketStream) -> None:
+        asked.append(await stream.receive_some())
+        await stream.send_all(b"HTTP/1.1 200 x\r\ncontent-length: 2\r\n\r\nok")
+
+    async with trio.open_nursery() as nursery, open_fetcher() as fetcher:
+        listeners = await nursery.start(partial(trio.serve_tcp, handle, 0, host="::1"))
+        port = listeners[0].socket.getsockname()[1]
+        await fetcher.download(f"http://[::1]:{port}/", tmp_path / "x", may_be_private=True, max_bytes=MIB)
+        nursery.cancel_scope.cancel()
+    assert (tmp_path / "x").read_bytes() == b"ok"
+    assert f"Host: [::1]:{port}".encode() in asked[0]
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
 async def test_a_compressed_file_is_unpacked_within_the_limit(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     plain = b"0" * (8 * MIB)

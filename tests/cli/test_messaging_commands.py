@@ -19,6 +19,10 @@ enabled = false
 
 [messaging.slack]
 bot_token = "env:NOT_SET"
+
+[[bindings]]
+agent_id = "nobody"
+channel = "telegram"
 """
 
 
@@ -31,9 +35,10 @@ def running(instance: Instance) -> Instance:
 
 
 def test_every_adapter_has_its_line_also_in_the_status(running: Instance) -> None:
-    lines = running.run("messaging", "status").stdout.splitlines()
+    shown = running.run("messaging", "status")
 
-    assert lines == [
+    assert shown.stderr == "warning: 'bindings[#1]' leads nowhere: there is no agent 'nobody'; there are: main\n"
+    assert shown.stdout.splitlines() == [
         "telegram      connected as bot of telegram; 0 in, 0 out",
         "telegram:off  switched off",
         "slack         not connected: bot_token is given, but environment variable NOT_SET is not set and it has no "

@@ -2,6 +2,8 @@
 
 import difflib
 import stat
+import subprocess
+import sys
 import threading
 import tomllib
 from collections.abc import Callable
@@ -209,6 +211,12 @@ def test_a_new_file_is_private_and_keeps_what_the_environment_had_connected(
     loaded = load_config(path)
     assert [key for _, key, _ in loaded.config.messaging.accounts()] == ["telegram"]
     assert (len(loaded.config.bindings), loaded.warnings) == (1, ())
+    path.unlink()
+    ConfigEditor(path).set_account("telegram", {"enabled": False})
+    assert [account.enabled for _, _, account in load_config(path).config.messaging.accounts()] == [False]
+    path.unlink()
+    ConfigEditor(path).remove_account("telegram")
+    assert list(load_config(path).config.messaging.accounts()) == []
 
 
 def test_a_link_stays_a_link_and_marks_and_line_ends_stay(tmp_path: Path) -> None:
@@ -220,6 +228,21 @@ def test_a_link_stays_a_link_and_marks_and_line_ends_stay(tmp_path: Path) -> Non
 
     assert link.is_symlink()
     assert real.read_bytes() == (b'\xef\xbb\xbf[messaging.telegram]\r\ntoken = "2:b" # x\r\n\r\n[api]\r\nport = 1\r\n')
+
+
+def test_lines_that_only_look_like_headers_and_comments_are_left_alone(tmp_path: Path) -> None:
+    text = (
+        '[defaults]\nnote = """\n[messaging.telegram]\n\n# not a comment"""\nlists = [\n[1, 2],\n# inside\n\n[3]]\n'
+        "[messaging . 'telegram'] # spaced\ntoken = '''\n1:a'''\n"
+    )
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    editor = ConfigEditor(path)
+    editor.set_account("telegram", {"enabled": False})
+    assert path.read_text() == text + "enabled = false\n"
+    editor.add_binding({"agent_id": "main", "channel": "telegram"})
+    editor.remove_account("telegram")
+    assert path.read_text().strip() == text[: text.index("[messaging . ")].strip()
 
 
 def test_what_somebody_saves_in_between_is_not_lost(path: Path) -> None:
@@ -256,6 +279,15 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be"):
         ConfigEditor(tmp_path / "file" / "config.toml").set_account("telegram", {"enabled": False})
+
+
+def test_the_library_is_loaded_by_the_first_change_only(path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from spacebot.config.edit import ConfigEditor\n"
+        "editor = ConfigEditor(Path(sys.argv[1])); editor.bindings(); assert 'tomlkit' not in sys.modules\n"
+        "editor.set_account('telegram', {'enabled': False}); assert 'tomlkit' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
 
 
 LAYOUTS = [

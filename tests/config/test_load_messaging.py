@@ -275,6 +275,37 @@ def test_a_binding_that_leads_nowhere_is_told_and_changes_nothing_else(load) -> 
     ]
 
 
+def test_people_and_rooms_that_can_never_match_are_told(load) -> None:
+    loaded = load(
+        """
+        [messaging.telegram]
+        token = "1:a"
+        dm_allowed_users = ["@ann", 7, "*"]
+        [messaging.twitch]
+        username = "bot"
+        oauth_token = "x"
+        channels = ["stage"]
+        dm_allowed_users = ["ann"]
+        [[bindings]]
+        agent_id = "main"
+        channel = "telegram"
+        dm_allowed_users = ["bob"]
+        [[bindings]]
+        agent_id = "main"
+        channel = "twitch"
+        channel_ids = ["#Stage", "kitchen"]
+        """
+    )
+
+    assert told(loaded) == [
+        "'messaging.telegram.dm_allowed_users' holds '@ann', which never matches: "
+        "give the person's number, which /whoami shows",
+        "'bindings[#1].dm_allowed_users' holds 'bob', which never matches: "
+        "give the person's number, which /whoami shows",
+        "'bindings[#2].channel_ids' holds 'kitchen', which is not joined: add it to channels of messaging.twitch",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

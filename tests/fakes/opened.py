@@ -27,6 +27,7 @@ from spacebot.agent.agent import Agent, open_agent
 from spacebot.agent.parts import AgentModel
 from spacebot.base.clock import Clock
 from spacebot.base.events import EventBus, EventKind, ProcessEvent
+from spacebot.base.fetch import open_fetcher
 from spacebot.base.ids import ConversationId
 from spacebot.base.paths import InstancePaths
 from spacebot.base.tree import Node, NodeKind, Tree
@@ -231,6 +232,7 @@ async def open_test_agent(
         with _watchdog(patience_s) as barked:
             with events.subscribe(buffer=100_000) as subscription:
                 async with (
+                    open_fetcher() as fetcher,
                     open_agent(
                         lambda: config[0],
                         llm=lambda: LLM,
@@ -242,6 +244,7 @@ async def open_test_agent(
                         parent=parent,
                         events=events,
                         clock=clock,
+                        fetcher=fetcher,
                         courier=courier,
                         index=NO_TABLE,
                     ) as agent,

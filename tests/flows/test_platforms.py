@@ -31,10 +31,26 @@ async def test_one_daemon_serves_all_six_at_once(tmp_path: Path) -> None:
                 assert await until(lambda n=number, t=town: f"m{n}1" in " ".join(t.heard(0))), town.platform
                 assert await until(lambda n=number, t=town: f"m{n}2" in " ".join(t.heard(-1, "bob"))), town.platform
             status, _ = await web.post(
-                "/api/webchat/send?wait=false",
-                {"agent_id": "main", "session_id": "s", "message": "m91 addressed"},
+                "/api/webchat/send?wait=false", {"agent_id": "main", "session_id": "s", "message": "m91 addressed"}
             )
-            assert status in (200, 202)
+            assert status == 202
+            secret = {"X-Webhook-Token": "hook-secret"}
+            status, receipt = await hook.post("/send", {"conversation_id": "c1", "content": "m92 addressed"}, secret)
+            assert (status, receipt["status"]) == (202, "accepted")
+            status, fetched = await hook.get("/poll/c1?wait=20", secret)
+            assert [entry["content"] for entry in fetched["messages"]] == ["m92"]
+            assert (await hook.get("/poll/c1", secret))[1]["messages"] == []
+            assert (await hook.post("/send", {"conversation_id": "c1", "content": "x"}))[0] == 401
+
+            async def answered() -> bool:
+                _, history = await web.get("/api/webchat/history?agent_id=main&session_id=s")
+                return "m91" in [line["content"] for line in history]
+
+            with trio.fail_after(20):
+                while not await answered():
+                    await trio.sleep(0.05)
+            shown = await trio.to_thread.run_sync(daemon.run, "messaging", "status")
+            assert shown.stdout.count("connected as") == 5, shown.stdout
             await hook.close()
             await web.close()
         assert towns.complaints == []

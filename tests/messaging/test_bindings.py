@@ -248,8 +248,9 @@ def test_a_message_that_names_its_agent_goes_there_if_it_is_admitted_and_the_age
     assert admit(replace(message, agent_id=AgentId("gone")), slack, [], "default").agent_id == "gone"
 
 
-def test_a_binding_whose_agent_does_not_exist_answers_nothing_and_opens_nothing() -> None:
-    lost = bound("discord", "gone", guild_id="S1", is_served=False)
+@pytest.mark.parametrize("is_served", [True, False], ids=["it does not run", "it does not exist"])
+def test_a_binding_whose_agent_is_not_there_answers_nothing_and_opens_nothing(is_served: bool) -> None:
+    lost = bound("discord", "gone", guild_id="S1", is_served=is_served)
 
     assert decide(said("discord"), config("discord"), lost) == (ANSWER, "default")
     assert decide(said("discord", server_id="S2"), config("discord"), lost) == (REFUSE, None)

@@ -1,35 +1,24 @@
-"""The Discord adapter with the real library against a Discord of our own."""
+"""The Discord adapter with the real library against a Discord of our own: signing in, and what people do."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import pytest
 import trio
 from pydantic import SecretStr
 
 from spacebot.base.errors import DeliveryError
-from spacebot.base.ids import ConversationId, MessageId
 from spacebot.config.messaging import DiscordAccount
 from spacebot.messaging.adapter import Receipt
-from spacebot.messaging.asyncio_bridge import AsyncioHost, open_asyncio_host
+from spacebot.messaging.asyncio_bridge import open_asyncio_host
 from spacebot.messaging.discord.adapter import DiscordAdapter
 from spacebot.messaging.messages import (
     Attachment,
     Button,
     ButtonStyle,
-    Card,
-    CardField,
     Command,
     InboundMessage,
-    OutboundFile,
-    OutboundKind,
-    OutboundMessage,
-    Poll,
     Rich,
     Row,
     Select,
@@ -38,9 +27,9 @@ from spacebot.messaging.messages import (
 )
 from tests.conftest import Logs
 from tests.fakes.recording_intake import RecordingIntake
-from tests.stand_ins.discord import ADMINISTRATOR, BOT, MANAGE_MESSAGES, OWNER, TOKEN, DiscordStandIn, open_discord
-
-GUARD_S = 20.0  # a test that waits in vain ends by this
+from tests.messaging.discord_world import GUARD_S, account, failure_of, open_world
+from tests.stand_ins.discord import open_discord
+from tests.stand_ins.discord_shapes import ADMINISTRATOR, BOT, MANAGE_MESSAGES, OWNER, TOKEN
 
 
 @pytest.fixture(autouse=True)
@@ -49,91 +38,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hikari.impl.shard._BACKOFF_WINDOW", 0.0)
 
 
-@dataclass
-class World:
-    """A server with one room and Ann in it, and the bot signed in."""
-
-    standin: DiscordStandIn
-    host: AsyncioHost
-    adapter: DiscordAdapter
-    intake: RecordingIntake
-    guild: str
-    room: str
-    ann: str
-    who: str = ""
-    noted: list[str] = field(default_factory=list)
-
-    async def said(self, text: str = "hello") -> InboundMessage:
-        """Ann says something in the room, and it arrives."""
-        count = len(self.intake.messages)
-        self.standin.post(self.room, self.ann, text)
-        return (await self.intake.received(count + 1))[-1]
-
-    async def send(self, target: Target | InboundMessage, text: str = "", **more: Any) -> list[str]:
-        """Send a message; returns what was noted as sent."""
-        noted: list[str] = []
-
-        async def note(id: str) -> None:
-            noted.append(id)
-
-        message = OutboundMessage(id=MessageId(more.pop("id", "m1")), text=text, **more)
-        await self.adapter.send(target_of(target) if isinstance(target, InboundMessage) else target, message, note)
-        return noted
-
-
-def target_of(message: InboundMessage) -> Target:
-    return Target(
-        conversation_id=message.conversation_id,
-        is_direct=message.is_direct,
-        data=message.metadata,
-        message_id=message.platform_id,
-    )
-
-
-def account(standin: DiscordStandIn, **more: Any) -> DiscordAccount:
-    return DiscordAccount(token=SecretStr(more.pop("token", TOKEN)), rest_url=standin.rest_url, **more)
-
-
-@asynccontextmanager
-async def open_world(
-    intake: RecordingIntake | None = None,
-    *,
-    key: str = "discord",
-    commands: Sequence[tuple[str, str]] = (),
-    retry_s: Sequence[float] = (0.0, 0.0),
-    **more: Any,
-) -> AsyncIterator[World]:
-    async with open_discord() as standin, open_asyncio_host() as host:
-        guild = standin.add_guild("Guild")
-        room = standin.add_channel(guild, "general")
-        ann = standin.add_user("ann", guild=guild)
-        adapter = DiscordAdapter(
-            account(standin, **more), key=key, host=host, commands=commands, retry_s=retry_s, retries=0
-        )
-        world = World(standin, host, adapter, intake or RecordingIntake(), guild, room, ann)
-        with trio.fail_after(GUARD_S):
-            async with trio.open_nursery() as nursery:
-                world.who = await nursery.start(adapter.run, world.intake)
-                await standin.until(lambda: standin.connected == 1)
-                yield world
-                nursery.cancel_scope.cancel()
-            await standin.until(lambda: standin.connected == 0)
-        assert not standin.complaints
-
-
-async def failure_of(adapter: DiscordAdapter) -> DeliveryError:
-    """What ends a run that cannot go on."""
-    with trio.fail_after(GUARD_S):
-        try:
-            await adapter.run(RecordingIntake())
-        except DeliveryError as error:
-            return error
-    raise AssertionError("it went on")
-
-
 # Signing in.
 
 
+@pytest.mark.spec("messaging 19: 11", "messaging 19: 42")
 async def test_started_means_signed_in_and_offers_the_commands_once() -> None:
     commands = [("help", "What can be asked"), ("Bad Name", "x"), ("quiet", "Listen only"), ("mention-only", "y" * 101)]
     async with open_world(commands=commands) as world:
@@ -190,8 +98,7 @@ async def test_a_server_that_is_down_is_not_permanent() -> None:
         await adapter.check()
 
 
-async def test_a_token_that_is_revoked_ends_the_run_after_what_came_before(logs: Logs) -> None:
-    logs.expect("raised an exception during shut down")  # the library says it too
+async def test_a_token_that_is_revoked_ends_the_run_after_what_came_before() -> None:
     async with open_discord() as standin, open_asyncio_host() as host:
         guild = standin.add_guild()
         room, ann = standin.add_channel(guild), standin.add_user("ann")
@@ -212,6 +119,7 @@ async def test_a_token_that_is_revoked_ends_the_run_after_what_came_before(logs:
 # What comes in.
 
 
+@pytest.mark.spec("messaging 19: c")
 async def test_what_people_say_arrives_as_they_see_it() -> None:
     async with open_world() as world:
         standin, room, ann = world.standin, world.room, world.ann
@@ -480,260 +388,6 @@ async def test_a_command_of_somebody_who_is_not_served_does_not_keep_waiting() -
         assert not world.intake.messages
 
 
-# What goes out.
-
-
-async def test_long_texts_mentions_and_replies() -> None:
-    async with open_world() as world:
-        message = await world.said()
-        text = "@Ann @everyone <@&5>\n\n" + "\n\n".join(f"Paragraph {n} " + "word " * 60 for n in range(12))
-        noted = await world.send(message, text, wants_reply_mark=True, mentions={"Ann": f"<@{world.ann}>"})
-        sent = world.standin.sent
-        assert len(sent) == 2
-        assert all(len(one.text) <= 2000 for one in sent)
-        assert [one.reply_to for one in sent] == [message.platform_id, None]
-        assert sent[0].text.startswith(f"<@{world.ann}> @everyone")
-        assert all(one.body["allowed_mentions"]["parse"] == ["users"] for one in sent)
-        assert noted == [one.id for one in sent]
-        assert await world.send(message, text, sent=tuple(noted[:1]), id="m2") == [sent[2].id]
-        assert sent[2].text == sent[1].text
-        assert message.platform_id is not None
-        world.standin.delete(world.room, message.platform_id)
-        await world.send(message, "too late?", wants_reply_mark=True, id="m3")
-        assert (sent[3].text, sent[3].reply_to) == ("too late?", None)
-
-
-async def test_cards_controls_and_polls_fit() -> None:
-    cards = tuple(
-        Card(
-            title="t" * 300,
-            description="d" * 5000,
-            color=0xFF8800 if number else 1 << 30,
-            url="javascript:x",
-            fields=tuple(CardField(name="n" * 300, value="v" * 2000) for _ in range(30)),
-            footer="f" * 3000,
-            author_name="a" * 300,
-            image_url="https://example.org/i.png",
-        )
-        for number in range(12)
-    )
-    rows = tuple(Row(buttons=tuple(Button(label="l" * 100, custom_id="same" * 30) for _ in range(7))) for _ in range(4))
-    poll = Poll(question="q" * 400, answers=tuple(f"{n}" * 60 for n in range(1, 10)) * 2, duration_hours=10_000)
-    async with open_world() as world:
-        message = await world.said()
-        await world.send(message, "look " * 500, rich=Rich(cards=cards, rows=rows, poll=poll))
-        first, last, vote = world.standin.sent
-        assert "embeds" not in first.body
-        assert last.body["embeds"][0]["title"] == "t" * 255 + "…"
-        assert len(last.body["components"]) == 5
-        assert vote.body["poll"]["duration"] == 720
-        await world.send(message, "no poll", rich=Rich(poll=Poll(question=" ", answers=("a", "b"))), id="m2")
-        await world.send(message, "nor this", rich=Rich(poll=Poll(question="?", answers=("a", " "))), id="m3")
-        assert [(one.text, one.body.get("poll")) for one in world.standin.sent[3:]] == [
-            ("no poll", None),
-            ("nor this", None),
-        ]
-
-
-async def test_what_discord_does_not_take_is_said_in_words() -> None:
-    async with open_world() as world:
-        message = await world.said()
-        world.standin.refuse_next(1, status=400)
-        await world.send(message, "", rich=Rich(cards=(Card(title="News", description="all well"),)))
-        world.standin.revoke(world.room, "poll")
-        await world.send(message, "", rich=Rich(poll=Poll(question="Tea?", answers=("yes", "no"))), id="m2")
-        assert [one.text for one in world.standin.sent] == ["**News**\nall well", "Tea?\n1. yes\n2. no"]
-        with pytest.raises(DeliveryError, match="nothing is left") as caught:
-            await world.send(message, "", rich=Rich(poll=Poll(question="", answers=())), id="m3")
-        assert caught.value.is_permanent
-
-
-async def test_threads_begin_under_the_message_or_not_at_all() -> None:
-    async with open_world() as world:
-        standin, message = world.standin, await world.said()
-        rich = Rich(thread_name="  A new\nplan ")
-        [first] = await world.send(message, "in the thread", rich=rich, wants_reply_mark=True)
-        thread = standin.sent[0].room
-        assert thread == message.platform_id
-        assert standin.channels[thread].name == "A new plan"
-        # A retry finds the thread that is there, and goes on behind what was sent.
-        await world.send(message, "in the thread", rich=rich, is_doubtful=True)
-        assert [one.room for one in standin.sent] == [thread]
-        await world.send(message, "x" * 1500 + "\n\n" + "y" * 1500, rich=rich, sent=(first,), id="m2")
-        assert [one.room for one in standin.sent] == [thread, thread]
-        standin.revoke(world.room, "thread")
-        other = await world.said("other")
-        await world.send(other, "plainly", rich=rich, id="m3")
-        standin.post(thread, world.ann, "deeper")
-        inner = (await world.intake.received(3))[-1]
-        await world.send(inner, "no thread in a thread", rich=rich, id="m4")
-        assert [one.room for one in standin.sent[2:]] == [world.room, thread]
-
-
-async def test_files_and_reactions(tmp_path: Path) -> None:
-    path = tmp_path / "stored"
-    path.write_bytes(b"some bytes")
-    file = OutboundFile(filename="report.txt", media_type="text/plain", path=path, size_bytes=10)
-    async with open_world() as world:
-        message = await world.said()
-        await world.send(message, "the report", kind=OutboundKind.FILE, file=file)
-        await world.send(message, "", kind=OutboundKind.FILE, file=file, id="m2")
-        first, second = world.standin.sent
-        assert (first.text, first.files) == ("the report", [("report.txt", b"some bytes")])
-        assert (second.text, second.files) == ("", [("report.txt", b"some bytes")])
-        with pytest.raises(DeliveryError, match="10 MiB") as caught:
-            await world.send(message, "", kind=OutboundKind.FILE, file=replace(file, size_bytes=30 << 20), id="m3")
-        assert caught.value.is_permanent
-        with pytest.raises(DeliveryError, match="not there any more"):
-            await world.send(message, "", kind=OutboundKind.FILE, file=replace(file, path=tmp_path / "gone"), id="m4")
-        assert await world.send(message, "👍", kind=OutboundKind.REACTION, id="m5") == [message.platform_id]
-        await world.send(message, "<:party:1234>", kind=OutboundKind.REACTION, id="m6")
-        assert [emoji for _, emoji in world.standin.reactions] == ["👍", "party:1234"]
-        with pytest.raises(DeliveryError, match="emoji"):
-            await world.send(message, "thumbs up", kind=OutboundKind.REACTION, id="m7")
-
-
-async def test_a_growing_answer_ends_complete() -> None:
-    async with open_world() as world:
-        target = target_of(await world.said())
-        await world.adapter.show_typing(target)
-        await world.adapter.show_typing(target)
-        await world.adapter.stop_typing(target)
-        assert world.standin.typed == [world.room, world.room]
-        draft = await world.adapter.draft(target, "The answer", None)
-        long = "The answer is long. " * 150
-        assert await world.adapter.draft(target, long, draft) == draft
-        assert len(world.standin.sent[0].text) <= 2000
-        assert world.standin.sent[0].text.endswith("…")
-        noted = await world.send(target, long, draft_id=draft, rich=Rich(cards=(Card(title="end"),)))
-        first, second = world.standin.sent
-        assert noted == [draft, second.id]
-        assert "".join((first.text + " " + second.text).split()) == "".join(long.split())
-        assert second.body["embeds"]
-        lost = await world.adapter.draft(target, "again", None)
-        world.standin.delete(world.room, lost)
-        await world.send(target, "again and whole", draft_id=lost, id="m2")
-        assert world.standin.sent[-1].text == "again and whole"
-        useless = await world.adapter.draft(target, "never mind", None)
-        await world.adapter.drop_draft(target, useless)
-        await world.adapter.drop_draft(target, useless)
-        assert world.standin.sent[-1].is_deleted
-        await world.said("last")
-        assert [one.platform_ids for one in world.intake.deletions] == [(lost,)]  # what it took back itself is no news
-
-
-async def test_nothing_is_said_twice_after_a_doubtful_attempt() -> None:
-    async with open_world() as world:
-        message = await world.said()
-        text = "a" * 1500 + "\n\n" + "b" * 1500
-        await world.send(message, text)
-        first, second = (one.id for one in world.standin.sent)
-        # Marks are known for some minutes; later, the channel is searched.
-        assert await world.send(message, text) == [first, second]
-        world.standin.forget_nonces()
-        assert await world.send(message, text, is_doubtful=True) == [first, second]
-        assert await world.send(message, text, is_doubtful=True, sent=(first,)) == [second]
-        assert len(world.standin.sent) == 2
-        assert await world.send(message, "another", is_doubtful=True, id="m2") == [world.standin.sent[2].id]
-
-
-async def test_a_message_is_sent_once_though_the_library_cannot_read_the_answer() -> None:
-    async with open_world() as world:
-        message = await world.said()
-        world.standin.is_garbled = True
-        assert await world.send(message, "odd") == [world.standin.sent[0].id]
-        assert await world.send(message, "odd") == [world.standin.sent[0].id]
-        assert len(world.standin.sent) == 1
-
-
-async def test_history_is_what_was_said_before() -> None:
-    async with open_world() as world:
-        standin, room = world.standin, world.room
-        for number in range(130):
-            standin.post(room, world.ann, f"line {number} <@{world.ann}>")
-        standin.post(room, world.ann, "", attachments=[standin.attach(room, "a.txt", b"abc")])
-        await world.intake.received(131)
-        [mine] = await world.send(Target(conversation_id=ConversationId(f"discord:{world.guild}:{room}")), "mine")
-        message = await world.said("now")
-        lines = await world.adapter.history(target_of(message), 120)
-        assert len(lines) == 120
-        assert [line.text for line in lines[-3:]] == ["line 129 @Ann", "[attachment: a.txt]", "mine"]
-        assert [line.is_self for line in lines[-2:]] == [False, True]
-        assert lines[-1].author == "spacebot"
-        assert lines[0].sent_at <= lines[-1].sent_at
-        whole = await world.adapter.history(target_of(message), 1000)
-        assert [line.text for line in whole][:2] == ["line 0 @Ann", "line 1 @Ann"]
-        assert len(whole) == 132
-        assert mine
-
-
-async def test_places_are_found_by_their_addresses() -> None:
-    async with open_world() as world:
-        adapter, standin = world.adapter, world.standin
-        thread = standin.add_thread(world.room, "plans")
-        plain = await adapter.resolve(world.room)
-        assert (plain.conversation_id, plain.name) == (f"discord:{world.guild}:{world.room}", "general")
-        assert await adapter.resolve(f"discord:{world.guild}:{world.room}") == plain
-        assert (await adapter.resolve(thread)).data["parent_id"] == world.room
-        chat = await adapter.resolve(f"dm:{world.ann}")
-        assert chat.is_direct
-        assert await adapter.resolve(standin.direct(world.ann)) == chat
-        await world.send(Target(conversation_id=chat.conversation_id, data=chat.data), "hello")
-        await world.send(Target(conversation_id=chat.conversation_id), "without data", id="m2")
-        assert [one.room for one in standin.sent] == [standin.direct(world.ann)] * 2
-        for address in ("general", "dm:ann", "", "1:2:3", standin.new_id(), f"dm:{standin.new_id()}"):
-            with pytest.raises(DeliveryError) as caught:
-                await adapter.resolve(address)
-            assert caught.value.is_permanent
-
-
-# What goes wrong.
-
-
-async def test_refusals_say_what_to_do() -> None:
-    async with open_world() as world:
-        standin, message = world.standin, await world.said()
-        standin.revoke(world.room, "send", "history", "react")
-        for call, words in (
-            (lambda: world.send(message, "hi"), "Send Messages"),
-            (lambda: world.adapter.history(target_of(message), 5), "Read Message History"),
-            (lambda: world.send(message, "👍", kind=OutboundKind.REACTION, id="m2"), "Add Reactions"),
-            (lambda: world.adapter.show_typing(target_of(message)), "Send Messages"),
-        ):
-            with pytest.raises(DeliveryError, match=words) as caught:
-                await call()
-            assert caught.value.is_permanent
-        standin.revoke(world.room, "view")
-        with pytest.raises(DeliveryError, match="View Channel"):
-            await world.send(message, "hi")
-        standin.remove_channel(world.room)
-        with pytest.raises(DeliveryError, match="does not exist any more") as caught:
-            await world.send(message, "hi")
-        assert caught.value.is_permanent
-        standin.refuse_next(1, status=502)
-        with pytest.raises(DeliveryError) as caught:
-            await world.adapter.check()
-        assert not caught.value.is_permanent
-        standin.token = "changed"
-        with pytest.raises(DeliveryError, match="Reset Token") as caught:
-            await world.adapter.check()
-        assert caught.value.is_permanent
-
-
-async def test_short_pauses_are_waited_out_and_long_ones_reported() -> None:
-    async with open_world() as world:
-        message = await world.said()
-        world.standin.refuse_next(2, retry_after_s=0.05)
-        await world.send(message, "patience")
-        assert [call.status for call in world.standin.calls if call.method == "POST"] == [429, 429, 200]
-        assert [one.text for one in world.standin.sent] == ["patience"]
-        world.standin.refuse_next(1, retry_after_s=3600)
-        with pytest.raises(DeliveryError) as caught:
-            await world.send(message, "much patience", id="m2")
-        assert not caught.value.is_permanent
-        assert caught.value.retry_after_s == pytest.approx(3600)
-
-
 @pytest.mark.parametrize("how", ["op 7", "op 9", "close 4000", "drop"])
 async def test_a_break_loses_nothing_and_doubles_nothing(how: str) -> None:
     async with open_world() as world:
@@ -761,10 +415,12 @@ async def test_a_break_loses_nothing_and_doubles_nothing(how: str) -> None:
         await world.send(messages[-1], "still here")
 
 
-async def test_shutdown_leaves_nothing_behind() -> None:
-    async def tasks() -> list[str]:
-        return [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+async def tasks() -> list[str]:
+    """What runs on the asyncio side."""
+    return [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
+
+async def test_shutdown_leaves_nothing_behind() -> None:
     async with open_discord() as standin, open_asyncio_host() as host:
         before = await host.run(tasks)
         adapter = DiscordAdapter(account(standin), key="discord", host=host)
@@ -778,6 +434,28 @@ async def test_shutdown_leaves_nothing_behind() -> None:
                         await standin.until(lambda: standin.connected == 0)
             assert await host.run(tasks) == before
         assert standin.closed_by_client == [1001, 1001]
+
+
+@pytest.mark.parametrize("stage", ["asking", "connecting", "waiting", "identifying", "ready"])
+async def test_a_start_can_be_cancelled_at_any_moment(stage: str) -> None:
+    async with open_discord() as standin, open_asyncio_host() as host:
+        before = await host.run(tasks)
+        adapter = DiscordAdapter(account(standin), key="discord", host=host)
+        standin.latency_s = 60.0 if stage == "asking" else 0.0
+        standin.is_silent = stage == "waiting"
+        reached = {
+            "asking": lambda: len(standin.calls) == 1,
+            "connecting": lambda: standin.opened == 1,
+            "waiting": lambda: standin.opened == 1,
+            "identifying": lambda: standin.identified == 1,
+            "ready": lambda: standin.identified == 1 and standin.connected == 1,
+        }[stage]
+        with trio.fail_after(GUARD_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(adapter.run, RecordingIntake())
+                await standin.until(reached)
+                nursery.cancel_scope.cancel()
+        assert await host.run(tasks) == before
 
 
 async def test_an_attachment_of_the_real_discord_may_not_be_private() -> None:

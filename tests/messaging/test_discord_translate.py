@@ -150,6 +150,7 @@ def test_a_message_says_who_where_and_when() -> None:
         ({"content": "@spacebot <@!9001>"}, False),
     ],
 )
+@pytest.mark.spec("messaging 19: 4")
 def test_only_the_bot_itself_is_meant(more: dict[str, Any], is_meant: bool) -> None:
     read = translate.read_message(message(**more), KnownThings(), "discord", bots=False)
     assert read is not None

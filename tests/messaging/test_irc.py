@@ -1,12 +1,16 @@
 """Lines of IRC: what is written is read back the same, and nothing that people say becomes a second line."""
 
 from contextlib import suppress
+from itertools import cycle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spacebot.base.ids import MessageId
 from spacebot.messaging.irc import MAX_LINE, Line, LineBuffer, cut, one_line, parse, write
+from spacebot.messaging.messages import OutboundMessage
+from spacebot.messaging.twitch_translate import Listener, to_inbound, to_line, to_texts
 
 WORDS = st.text(st.characters(exclude_characters=" \r\n\0", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
     lambda word: not word.startswith(":")
@@ -57,14 +61,15 @@ def test_what_could_be_read_is_one_line(text: str) -> None:
         assert write(parse(text)).count(b"\n") <= 1
 
 
-@given(st.lists(LINES, max_size=5), st.data())
-def test_lines_come_whole_however_the_bytes_arrive(lines: list[Line], data: st.DataObject) -> None:
+@given(st.lists(LINES, max_size=5), st.lists(st.integers(1, 30), min_size=1, max_size=9))
+def test_lines_come_whole_however_the_bytes_arrive(lines: list[Line], sizes: list[int]) -> None:
     raw = b"".join(map(write, lines))
     buffer, found = LineBuffer(), []
-    while raw:
-        size = data.draw(st.integers(1, len(raw)))
+    for size in cycle(sizes):
         found += [parse(text) for text in buffer.feed(raw[:size])]
         raw = raw[size:]
+        if not raw:
+            break
     assert found == lines
 
 
@@ -113,3 +118,32 @@ def test_pieces_end_with_a_sentence_or_a_word() -> None:
     assert pieces[0] == " ".join(["First we look at it."] * 3)
     assert all(text.find(piece) >= 0 for piece in pieces)
     assert cut("word " * 10, characters=12, size=99, most=9, ending="…") == ["word word"] * 5
+
+
+@given(st.text(max_size=700), st.dictionaries(st.text(max_size=8), st.just("@ann"), max_size=2), st.text(max_size=20))
+def test_whatever_is_answered_is_whole_lines_of_the_allowed_size(
+    text: str, mentions: dict[str, str], answers: str
+) -> None:
+    for said in to_texts(OutboundMessage(id=MessageId("m1"), text=text, mentions=mentions)):
+        assert len(said) <= 500
+        raw = write(to_line("garden", said, answers=answers))
+        assert raw.count(b"\n") == raw.count(b"\r") == 1
+        assert len(raw) <= 1500
+        assert parse(raw[:-2].decode(errors="surrogatepass")).params == ("#garden", said)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["id", "tmi-sent-ts", "user-id", "badges", "mod", "reply-parent-msg-id", "reply-parent-user-login"]
+        ),
+        st.text(max_size=20),
+    ),
+    st.text(max_size=30),
+    st.text(max_size=60),
+)
+def test_whatever_is_said_is_a_message_or_skipped_with_a_reason(tags: dict[str, str], nick: str, text: str) -> None:
+    listener = Listener(key="twitch", login="spacebot")
+    with suppress(ValueError):
+        message = to_inbound(Line("PRIVMSG", ("#garden", text), tags, f"{nick}!x@y"), listener)
+        assert message is None or (message.author.name and message.text)

@@ -106,7 +106,8 @@ async def running(
 
             async def watch() -> None:
                 async for event in subscription:
-                    changes.append((str(event.fields["adapter"]), str(event.fields["state"])))
+                    key, state = event.fields["adapter"], event.fields["state"]
+                    changes.append((str(key), str(state)))
 
             nursery.start_soon(watch)
             nursery.start_soon(messaging.run, intake)

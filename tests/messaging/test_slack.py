@@ -1,115 +1,20 @@
-"""Slack: the adapter with the real library against a workspace on loopback. Real clocks, but nothing waits for time."""
+"""Slack, what comes in: the adapter with the real library against a workspace on loopback. Real clocks, no waiting."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 from spacebot.base.errors import DeliveryError
-from spacebot.config.messaging import SlackAccount, SlackCommand
+from spacebot.config.messaging import SlackCommand
 from spacebot.messaging.adapter import Receipt
-from spacebot.messaging.asyncio_bridge import AsyncioHost, open_asyncio_host
-from spacebot.messaging.messages import (
-    Button,
-    Card,
-    CardField,
-    InboundMessage,
-    OutboundFile,
-    OutboundKind,
-    OutboundMessage,
-    Poll,
-    Rich,
-    Row,
-    Select,
-    SelectOption,
-    Target,
-)
+from spacebot.messaging.asyncio_bridge import open_asyncio_host
+from spacebot.messaging.messages import Button, InboundMessage, Rich, Row, Select, SelectOption, Target
 from spacebot.messaging.slack.adapter import SlackAdapter
 from tests.fakes.recording_intake import RecordingIntake
-from tests.stand_ins.slack import BOT, BOT_ID, SlackStandIn, open_slack
-
-PATIENCE_S = 15  # a test that hangs, not a measure of anything
-
-
-@dataclass
-class World:
-    """A workspace and the bot in it."""
-
-    slack: SlackStandIn
-    host: AsyncioHost
-    intake: RecordingIntake
-    adapter: SlackAdapter
-    ended: list[DeliveryError] = field(default_factory=list)
-    over: trio.Event = field(default_factory=trio.Event)
-    who: str = ""
-
-    async def said(self, *args: Any, **more: Any) -> InboundMessage:
-        """Let somebody post, and wait until it is taken."""
-        count = len(self.intake.messages)
-        self.slack.post(*args, **more)
-        return (await self.intake.received(count + 1))[-1]
-
-    async def send(self, target: Target | InboundMessage, text: str = "", **more: Any) -> list[str]:
-        """Send a message; returns the ids that were noted."""
-        ids: list[str] = []
-
-        async def note(number: str) -> None:
-            ids.append(number)
-
-        target = target_of(target) if isinstance(target, InboundMessage) else target
-        more.setdefault("id", "m1")
-        await self.adapter.send(target, OutboundMessage(text=text, **more), note)
-        return ids
-
-
-def target_of(message: InboundMessage) -> Target:
-    return Target(
-        conversation_id=message.conversation_id,
-        is_direct=message.is_direct,
-        data=message.metadata,
-        message_id=message.platform_id,
-    )
-
-
-def account_for(slack: SlackStandIn, **settings: Any) -> SlackAccount:
-    return SlackAccount(**{"bot_token": "xoxb-good", "app_token": "xapp-good", "api_url": slack.api_url, **settings})
-
-
-@asynccontextmanager
-async def open_world(
-    account: Mapping[str, Any] = {}, intake: RecordingIntake | None = None, receipt_s: float = 2.5, **settings: Any
-) -> AsyncIterator[World]:
-    with trio.fail_after(PATIENCE_S):
-        async with open_slack(**settings) as slack, open_asyncio_host() as host, trio.open_nursery() as nursery:
-            slack.add_channel("C1", "general")
-            slack.add_channel("C2", "random")
-            slack.add_user("U1", "ann", display="Ann", real="Ann Lee")
-            slack.add_user("U2", "bo", display="", real="Bo Berg", is_admin=True)
-            slack.add_channel("D1", user="U1")
-            adapter = SlackAdapter(
-                account_for(slack, **account), key="slack", host=host, reconnects=(0.0, 0.01), receipt_s=receipt_s
-            )
-            world = World(slack, host, intake or RecordingIntake(), adapter)
-
-            async def run(task_status: trio.TaskStatus[str]) -> None:
-                try:
-                    await adapter.run(world.intake, task_status=task_status)
-                except DeliveryError as error:
-                    world.ended.append(error)
-                finally:
-                    world.over.set()
-
-            world.who = await nursery.start(run)
-            yield world
-            nursery.cancel_scope.cancel()
-        assert not slack.complaints
-        assert slack.sockets == 0
-
+from tests.messaging.slack_world import PATIENCE_S, account_for, open_world
+from tests.stand_ins.slack import BOT, BOT_ID, open_slack
 
 # Start and end.
 
@@ -125,6 +30,9 @@ async def test_it_says_who_it_is_and_leaves_nothing_behind() -> None:
             async with trio.open_nursery() as nursery:
                 assert await nursery.start(adapter.run, RecordingIntake()) == "@spacebot in Acme"
                 assert await adapter.check() == "@spacebot in Acme"
+                slack.latency_s = 60  # a call that never ends, neither holds it up
+                nursery.start_soon(adapter.check)
+                await slack.until(lambda: len(slack.called("auth.test")) == 3)
                 with trio.fail_after(2):  # the promise of a shutdown
                     nursery.cancel_scope.cancel()
             await slack.until(lambda: slack.sockets == 0)
@@ -178,6 +86,15 @@ async def test_a_token_that_is_revoked_ends_it_with_the_remedy() -> None:
         assert "install the app again" in str(world.ended[0])
 
 
+async def test_late_news_of_an_end_are_not_believed_when_the_token_works() -> None:
+    async with open_world() as world:
+        world.slack.send_event({"type": "app_uninstalled"})
+        world.slack.send_event({"type": "tokens_revoked", "tokens": {"bot": [BOT]}})
+        await world.slack.until(lambda: len(world.slack.receipts) == 2)
+        await world.said("C1", "U1", "still here")
+        assert not world.ended
+
+
 async def test_a_revoked_token_that_nobody_told_of_ends_it_at_the_first_call() -> None:
     async with open_world() as world:
         message = await world.said("C1", "U1", "hello")
@@ -218,6 +135,15 @@ async def test_a_direct_chat_is_known_as_one() -> None:
     async with open_world() as world:
         message = await world.said("D1", "U1", "psst")
         assert (message.is_direct, message.channel_name, message.conversation_id) == (True, "Ann", "slack:T1:D1")
+
+
+async def test_an_instance_has_conversations_of_its_own() -> None:
+    async with open_world(key="slack:ops") as world:
+        message = await world.said("C1", "U1", "hello")
+        assert (message.conversation_id, message.adapter_key) == ("slack:ops:T1:C1", "slack:ops")
+        assert message.platform == world.adapter.platform == "slack"
+        await world.send(Target(conversation_id=message.conversation_id), "hi")
+        assert (await world.adapter.resolve("C2")).conversation_id == "slack:ops:T1:C2"
 
 
 async def test_own_messages_and_other_bots_are_not_heard() -> None:
@@ -432,6 +358,18 @@ async def test_socket_mode_that_is_switched_off_ends_it_for_good() -> None:
         assert "Socket Mode is off" in str(world.ended[0])
 
 
+async def test_a_socket_that_is_closed_before_the_greeting_is_only_an_attempt() -> None:
+    async with open_world() as world:
+        world.slack.turns_away = 1
+        world.slack.drop_sockets()
+        await world.slack.until(lambda: world.slack.sockets_opened == 2)
+        await world.said("C1", "U1", "here again")
+        world.slack.turns_away = 9
+        world.slack.drop_sockets()
+        await world.over.wait()
+        assert not world.ended[0].is_permanent
+
+
 async def test_a_slack_that_stays_away_is_left_to_the_supervisor() -> None:
     async with open_world() as world:
         world.slack.is_up = False
@@ -459,256 +397,3 @@ async def test_sockets_that_break_again_and_again_lose_and_double_nothing() -> N
             assert sorted(said, key=int) == [str(number) for number in range(60)]
         await world.slack.until(lambda: not world.slack._waiting)
         assert not world.slack.given_up
-
-
-# What goes out.
-
-
-async def test_a_short_answer_goes_where_it_was_asked_for_and_calls_no_room() -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "hello")
-        ids = await world.send(
-            message, "**Hi** @Ann and @everyone <!channel> <!subteam^S1>", mentions={"Ann": "<@U0ANN01>"}
-        )
-        (sent,) = world.slack.sent
-        assert ids == [sent.ts]
-        assert "**Hi** <@U0ANN01> and" in sent.markdown
-        assert "*Hi* <@U0ANN01> and" in sent.text
-        assert "@everyone" not in sent.markdown + sent.text
-        assert sent.thread_ts is None
-        assert world.slack.called("chat.postMessage")[0]["unfurl_links"] is False
-
-
-async def test_a_long_answer_goes_in_parts_with_whole_fences() -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "tell me all")
-        code = "```python\n" + "\n".join(f"line_{number} = {number}" for number in range(2500)) + "\n```"
-        ids = await world.send(message, f"Here:\n\n{code}\n\nThat was it. " + "word " * 14_000)
-        assert ids == [sent.ts for sent in world.slack.sent]
-        assert 9 <= len(ids) <= 12
-        assert all(len(sent.markdown) <= 12_000 for sent in world.slack.sent)
-        assert all(sent.markdown.count("```") % 2 == 0 for sent in world.slack.sent)
-        assert all(
-            f"line_{number} = {number}\n" in "".join(s.markdown for s in world.slack.sent) for number in (0, 2499)
-        )
-
-
-async def test_a_late_answer_shows_whom_it_answers() -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "hello")
-        await world.send(message, "for you", wants_reply_mark=True)
-        (sent,) = world.slack.sent
-        assert sent.text.startswith("<@U1> ")
-        assert "<@U1>" in sent.blocks[0]["elements"][0]["text"]
-
-
-async def test_cards_controls_and_polls_become_blocks() -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "show")
-        card = Card(
-            title="Build & test", description="**green**", color=0x00FF00, fields=(CardField(name="Took", value="3 s"),),
-            footer="today", image_url="https://a.example/i.png", author_name="CI",
-        )  # fmt: skip
-        poll = Poll(question="Lunch?", answers=("Pizza", "Soup"))
-        raw = (
-            {"type": "divider"}, {"no": "type"},
-            {"type": "section", "text": {"type": "mrkdwn", "text": "<!here> raw"}},
-            {"type": "rich_text", "elements": [{"type": "rich_text_section", "elements": [{"type": "broadcast", "range": "channel"}]}]},
-        )  # fmt: skip
-        await world.send(message, "see", rich=Rich(cards=(card,), poll=poll, blocks=raw))
-        (sent,) = world.slack.sent
-        kinds = [block["type"] for block in sent.blocks]
-        assert kinds == [
-            "markdown", "context", "header", "section", "section", "image", "context", "section", "actions",
-            "divider", "section", "rich_text",
-        ]  # fmt: skip
-        assert sent.blocks[2]["text"]["text"] == "Build & test"
-        assert sent.blocks[3]["text"]["text"] == "*green*"
-        assert [element["value"] for element in sent.blocks[8]["elements"]] == ["Pizza", "Soup"]
-        assert "broadcast" not in str(sent.blocks)
-
-
-async def test_blocks_that_slack_refuses_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "show")
-        await world.send(message, "the words", rich=Rich(blocks=({"type": "nonsense"},)))
-        assert (world.slack.sent[0].markdown, len(world.slack.sent[0].blocks)) == ("the words", 1)
-        assert world.slack.complaints.pop() == "no such kind of block: nonsense"
-        world.slack.takes_markdown = False
-        await world.send(message, "**more** words")
-        await world.send(message, "**and** more")
-        assert [(sent.text, sent.blocks) for sent in world.slack.sent[1:]] == [("*more* words", []), ("*and* more", [])]
-        assert len(world.slack.called("chat.postMessage")) == 5  # a workspace without such blocks is asked once
-
-
-async def test_a_file_goes_out_in_three_steps(tmp_path: Path) -> None:
-    path = tmp_path / "report.pdf"
-    path.write_bytes(b"%PDF" * 1000)
-    file = OutboundFile(filename="report.pdf", media_type="application/pdf", path=path, size_bytes=4000)
-    async with open_world() as world:
-        root = await world.said("C1", "U1", "the report?")
-        message = await world.said("C1", "U1", "please", thread=root.platform_id)
-        ids = await world.send(message, "here **it** is", kind=OutboundKind.FILE, file=file)
-        (sent,) = world.slack.sent
-        assert (sent.text, sent.thread_ts, sent.files) == ("here *it* is", root.platform_id, tuple(ids))
-        assert world.slack.files[ids[0]].data == path.read_bytes()
-        await world.send(message, "here **it** is", kind=OutboundKind.FILE, file=file, is_doubtful=True)
-        assert len(world.slack.sent) == 1  # it had arrived
-        long = await world.send(message, "word " * 2000, kind=OutboundKind.FILE, file=file)
-        assert [bool(sent.files) for sent in world.slack.sent[1:]] == [False, True]
-        assert len(long) == 2
-        huge = OutboundFile(filename="x", media_type="a/b", path=path, size_bytes=10**9)
-        with pytest.raises(DeliveryError, match="larger"):
-            await world.send(message, "", kind=OutboundKind.FILE, file=huge)
-
-
-async def test_reactions_go_by_name() -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "done!")
-        for emoji in ("🎉", "👍🏽", ":eyes:", "🎉"):
-            assert await world.send(message, emoji, kind=OutboundKind.REACTION) == []
-        names = [name for _, ts, name in world.slack.reactions if ts == message.platform_id]
-        assert names == ["tada", "+1::skin-tone-4", "eyes"]
-        with pytest.raises(DeliveryError, match="common emoji") as caught:
-            await world.send(message, "🪸🪸", kind=OutboundKind.REACTION)
-        assert caught.value.is_permanent
-
-
-async def test_a_draft_grows_and_the_answer_takes_its_place() -> None:
-    async with open_world() as world:
-        root = await world.said("C1", "U1", "a long one")
-        message = await world.said("C1", "U1", "please", thread=root.platform_id)
-        draft = await world.adapter.draft(target_of(message), "It", None)
-        assert await world.adapter.draft(target_of(message), "It grows", draft) == draft
-        ids = await world.send(message, "It grows\n\n" + "word " * 3000, draft_id=draft)
-        first, second = world.slack.sent
-        assert ids == [draft, second.ts]
-        assert first.versions == ["It", "It grows"]
-        assert first.metadata == {"event_type": "spacebot_message", "event_payload": {"id": "m1", "part": 0}}
-        assert first.thread_ts == second.thread_ts == root.platform_id
-        await world.adapter.draft(target_of(message), "x" * 20_000, draft)
-        other = await world.adapter.draft(target_of(message), "never mind", None)
-        await world.adapter.drop_draft(target_of(message), other)
-        await world.adapter.drop_draft(target_of(message), other)
-        assert world.slack.sent[2].is_deleted
-        assert await world.send(message, "anew", draft_id=other) == [world.slack.sent[3].ts]
-
-
-async def test_a_status_is_shown_in_threads_until_slack_says_no() -> None:
-    async with open_world() as world:
-        root = await world.said("C1", "U1", "hello")
-        message = await world.said("C1", "U1", "there", thread=root.platform_id)
-        await world.adapter.show_typing(target_of(root))  # no thread, no status
-        await world.adapter.show_typing(target_of(message))
-        await world.adapter.stop_typing(target_of(message))
-        await world.adapter.stop_typing(target_of(message))
-        assert [status for _, _, status in world.slack.statuses] == ["is typing…", ""]
-        assert world.adapter.traits.typing_every_s > 0
-        world.slack.missing_scopes.add("assistant:write")
-        await world.adapter.show_typing(target_of(message))
-        await world.adapter.show_typing(target_of(message))
-        assert len(world.slack.called("assistant.threads.setStatus")) == 3
-        assert world.adapter.traits.typing_every_s == 0
-
-
-async def test_history_is_what_came_before_the_message_in_order() -> None:
-    async with open_world() as world:
-        first = await world.said("C1", "U1", "one <@U2>")
-        await world.send(first, "two")
-        await world.said("C1", "U2", "three")
-        message = await world.said("C1", "U1", "four")
-        world.slack.post("C1", "U1", "later")
-        lines = await world.adapter.history(target_of(message), 10)
-        assert [(line.author, line.text, line.is_self) for line in lines] == [
-            ("Ann", "one @Bo Berg", False), ("spacebot", "two", True), ("Bo Berg", "three", False),
-        ]  # fmt: skip
-        assert [line.text for line in await world.adapter.history(target_of(message), 2)] == ["two", "three"]
-
-
-async def test_the_history_of_a_long_thread_is_its_newest_part() -> None:
-    async with open_world() as world:
-        root = await world.said("C1", "U1", "root")
-        for number in range(450):
-            world.slack._keep("C1", {"type": "message", "user": "U1", "text": str(number), "ts": world.slack._ts()}
-                              | {"thread_ts": root.platform_id})  # fmt: skip
-        message = await world.said("C1", "U1", "now", thread=root.platform_id)
-        lines = await world.adapter.history(target_of(message), 3)
-        assert [line.text for line in lines] == ["447", "448", "449"]
-
-
-async def test_parts_whose_answer_was_lost_are_not_said_twice() -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "go")
-        text = "\n\n".join(letter * 9000 for letter in "abc")
-        world.slack.lose_answers("chat.postMessage")
-        with pytest.raises(DeliveryError) as caught:
-            await world.send(message, text)
-        assert not caught.value.is_permanent
-        assert len(world.slack.sent) == 1
-        ids = await world.send(message, text, is_doubtful=True)
-        assert [sent.markdown[0] for sent in world.slack.sent] == ["a", "b", "c"]
-        assert ids == [sent.ts for sent in world.slack.sent]
-        assert await world.send(message, text, sent=tuple(ids[:2])) == [world.slack.sent[3].ts]
-
-
-@pytest.mark.parametrize(
-    ("code", "is_permanent", "text"),
-    [
-        ("not_in_channel", True, "/invite @bot"),
-        ("is_archived", True, "archived"),
-        ("channel_not_found", True, "no such channel"),
-        ("restricted_action", True, "do not let apps write"),
-        ("missing_scope", True, "Reinstall"),
-        ("internal_error", False, "internal_error"),
-        ("500", False, "500"),
-        ("503", False, "503"),
-    ],
-)
-async def test_refusals_say_what_to_do(code: str, is_permanent: bool, text: str) -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "hello")
-        world.slack.refuse("chat.postMessage", code)
-        with pytest.raises(DeliveryError, match=text) as caught:
-            await world.send(message, "hi")
-        assert caught.value.is_permanent is is_permanent
-        assert not world.ended
-        await world.send(message, "hi")
-
-
-async def test_a_pause_that_slack_asks_for_is_passed_on() -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "hello")
-        world.slack.rate_limit(retry_after="12")
-        with pytest.raises(DeliveryError) as caught:
-            await world.send(message, "hi")
-        assert (caught.value.is_permanent, caught.value.retry_after_s) == (False, 12.0)
-
-
-async def test_places_are_found_by_address() -> None:
-    async with open_world() as world:
-        root = await world.said("C2", "U1", "here")
-        for address, name, conversation in (
-            ("C1", "#general", "slack:T1:C1"),
-            ("T1:C1", "#general", "slack:T1:C1"),
-            ("dm:U2", "Bo Berg", "slack:T1:DU2"),
-            (f"C2#thread:{root.platform_id}", "#random", f"slack:T1:C2:{root.platform_id}"),
-        ):
-            place = await world.adapter.resolve(address)
-            assert (place.name, place.conversation_id) == (name, conversation)
-            target = Target(conversation_id=place.conversation_id, is_direct=place.is_direct, data=place.data)
-            await world.send(target, "hello there")
-            assert world.slack.sent[-1].channel == conversation.split(":")[2]
-        assert world.slack.sent[-1].thread_ts == root.platform_id
-        for address in ("C404", "dm:U404", "T9:C1", "general talk", ""):
-            with pytest.raises(DeliveryError) as caught:
-                await world.adapter.resolve(address)
-            assert caught.value.is_permanent
-
-
-async def test_a_conversation_alone_is_target_enough() -> None:
-    async with open_world() as world:
-        message = await world.said("C1", "U1", "hello")
-        await world.send(Target(conversation_id=message.conversation_id), "later")
-        assert world.slack.sent[0].channel == "C1"
-        with pytest.raises(DeliveryError, match="no channel"):
-            await world.send(Target(conversation_id=type(message.conversation_id)("discord:1:2")), "later")

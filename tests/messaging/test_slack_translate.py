@@ -73,7 +73,7 @@ def slack_like() -> st.SearchStrategy[Any]:
     return st.recursive(
         json_values() | WORDS,
         lambda inner: st.dictionaries(st.sampled_from(FIELDS), inner, max_size=8) | st.lists(inner, max_size=3),
-        max_leaves=20,
+        max_leaves=10,
     )
 
 
@@ -230,7 +230,7 @@ def test_every_kind_of_choice_has_values(action: dict[str, Any], values: tuple[s
 # Outwards.
 
 long_text = st.text(max_size=60) | st.builds(lambda word, count: word * count, st.text(min_size=1, max_size=5),
-                                             st.integers(1, 4000))  # fmt: skip
+                                             st.integers(1, 3000))  # fmt: skip
 short_text = st.text(max_size=200)
 cards = st.builds(
     Card, title=short_text, description=long_text, url=st.none() | st.just("https://a.example/|x>"), footer=short_text,
@@ -249,7 +249,7 @@ riches = st.builds(Rich, cards=st.lists(cards, max_size=4).map(tuple), rows=st.l
                    poll=st.none() | polls)  # fmt: skip
 
 
-@settings(max_examples=40)
+@settings(max_examples=400)
 @given(text=long_text, rich=st.none() | riches, addressee=st.none() | st.just("U1"))
 def test_whatever_is_said_slack_would_take_it(text: str, rich: Rich | None, addressee: str | None) -> None:
     message = OutboundMessage(id=MessageId("m"), text=text, rich=rich)

@@ -44,6 +44,7 @@ EVERYTHING: list[dict[str, Any]] = [
     said(PRIVATE, text="hi 👋 @spacebot_bot", entities=[{"type": "mention", "offset": 6, "length": 13}]),
     said(text="/go@spacebot_bot now", entities=[{"type": "bot_command", "offset": 0, "length": 16}]),
     said(text="Bot", entities=[{"type": "text_mention", "offset": 0, "length": 3, "user": {"id": 700}}]),
+    said(text="see 😀", entities=[{"type": "text_link", "offset": 0, "length": 3, "url": "https://x.example"}]),
     said(photo=[FILE | {"width": 9, "height": 9}, FILE | {"width": 90, "height": 90}], caption="look"),
     said(document=FILE | {"file_name": "a.pdf", "mime_type": "application/pdf"}, voice=FILE, video_note=FILE),
     said(sticker={"emoji": "🙂"}, is_topic_message=True, message_thread_id=8),
@@ -151,6 +152,17 @@ def test_the_words_of_a_message(fields: dict[str, Any], text: str) -> None:
     assert read(said(**fields)).text == text
 
 
+def test_addresses_behind_words_are_told() -> None:
+    links = [
+        {"type": "text_link", "offset": 3, "length": 4, "url": "https://x.example/a"},
+        {"type": "text_link", "offset": 12, "length": 5, "url": "https://x.example/b"},
+        {"type": "text_link", "offset": 0, "length": 2, "url": "tg://user?id=5"},
+        {"type": "text_link", "offset": 90, "length": 5, "url": "https://x.example/c"},
+    ]
+    update = said(text="😀 here and there!", entities=links)
+    assert read(update).text == "😀 here (https://x.example/a) and there (https://x.example/b)!"
+
+
 def test_the_largest_photo_is_the_photo() -> None:
     sizes = [FILE | {"file_id": str(width), "width": width, "height": width} for width in (90, 1280, 320)]
     assert [attachment.url for attachment in read(said(photo=sizes)).attachments] == ["1280"]
@@ -202,9 +214,9 @@ def test_who_wrote(person: dict[str, Any], name: str, handle: str) -> None:
 
 
 def test_what_the_log_hears_of_chats() -> None:
-    assert translate(EVERYTHING[10], READER) == Migration(-100, -200)
+    assert translate(EVERYTHING[11], READER) == Migration(-100, -200)
     assert translate(said(migrate_from_chat_id=-50), READER) == Migration(-50, -100)
-    assert translate(EVERYTHING[12], READER) == Membership(-100, "supergroup", "left")
+    assert translate(EVERYTHING[13], READER) == Membership(-100, "supergroup", "left")
     moved = read(said(text="x"), replace(READER, moved={-100: -50}))
     assert moved.metadata["migrated_from"] == -50
 

@@ -106,7 +106,7 @@ def check_words(text: str) -> None:
     assert not re.search(r"&(?!(?:lt|gt|amp|quot|#39);)", text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(broken_markdown())
 def test_no_form_fails_and_none_loses_a_word(given_text: tuple[str, list[str]]) -> None:
     text, words = given_text
@@ -118,7 +118,7 @@ def test_no_form_fails_and_none_loses_a_word(given_text: tuple[str, list[str]]) 
     check_telegram(to_telegram(text))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=300))
 def test_any_text_has_a_form(text: str) -> None:
     for form in FORMS:
@@ -126,7 +126,7 @@ def test_any_text_has_a_form(text: str) -> None:
     check_telegram(to_telegram(text))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(broken_markdown())
 def test_nothing_written_can_ping_a_room_on_slack(given_text: tuple[str, list[str]]) -> None:
     shown = to_slack(given_text[0])
@@ -255,6 +255,22 @@ def test_slack_keeps_people_and_escapes_calls_of_rooms() -> None:
 
 def test_slack_marks_count_inside_of_a_word() -> None:
     assert to_slack("un**bold**ed \\*plain\\*") == "un\u200b*bold*\u200bed *\u200bplain*\u200b"
+
+
+def test_addresses_of_mail_and_of_other_alphabets() -> None:
+    assert [form("<ann@a.example>") for form in FORMS] == [
+        "ann@a.example",
+        "<mailto:ann@a.example>",
+        '<a href="mailto:ann@a.example">ann@a.example</a>',
+        "ann@a.example",
+    ]
+    assert to_plain("<https://a.example/ä>") == "https://a.example/ä"
+    assert to_discord("[mail](mailto:ann@a.example)") == "mail (mailto:ann@a.example)"
+
+
+def test_bars_between_blanks_hide_nothing() -> None:
+    assert to_telegram("a || b || c") == "a || b || c"
+    assert to_telegram("||a *b*|| ||c") == "<tg-spoiler>a <i>b</i></tg-spoiler> ||c"
 
 
 def test_discord_escapes_stay_escapes() -> None:

@@ -54,6 +54,7 @@ async def open_adapter(
         await chat.joined("garden", "kitchen")
         yield adapter
         nursery.cancel_scope.cancel()
+    await chat.until(lambda: chat.connected == 0)
     assert not chat.complaints
 
 
@@ -176,7 +177,7 @@ async def test_malformed_and_unknown_lines_are_passed_over(caplog: pytest.LogCap
         await chat.post("garden", "ann", "still there?")
         assert [message.text for message in await intake.received(1)] == ["still there?"]
     skipped = [record.kv["kind"] for record in caplog.records if "event skipped" in record.message]  # type: ignore[attr-defined]
-    assert sorted(skipped) == ["NEWTHING", "PRIVMSG", "ROOMSTATE"]
+    assert sorted(skipped) == ["NEWTHING", "PRIVMSG", "ROOMSTATE", "UNREADABLE"]
 
 
 async def test_lines_that_come_in_pieces_are_put_together(autojump_clock: MockClock) -> None:
@@ -231,7 +232,7 @@ async def test_an_answer_is_one_line_with_a_reply_mark(autojump_clock: MockClock
         parts = Parts()
         mentions = {"Ann B": "@ann_b"}
         await adapter.send(
-            target(message_id="q 1;"), words("Hi @Ann B,\n\n* one\n* **two**", mentions=mentions), parts.note
+            target(message_id="q=1;"), words("Hi @Ann B,\n\n* one\n* **two**", mentions=mentions), parts.note
         )
         await adapter.send(target("kitchen", message_id_of_old="x"), words("again"), parts.note)
         await adapter.send(target(**{"message_id": "q2"}), words("marked", wants_reply_mark=True), parts.note)  # type: ignore[arg-type]
@@ -240,7 +241,7 @@ async def test_an_answer_is_one_line_with_a_reply_mark(autojump_clock: MockClock
     assert "one" in first.text
     assert "two" in first.text
     assert "**" not in first.text
-    assert (first.reply_to, second.reply_to, third.reply_to) == ("q 1;", None, "q2")
+    assert (first.reply_to, second.reply_to, third.reply_to) == ("q=1;", None, "q2")
     assert (second.room, second.raw) == ("kitchen", ". again")
     assert parts == [said.id for said in chat.sent]
 

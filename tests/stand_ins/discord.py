@@ -7,86 +7,38 @@ What the real one would refuse is refused in the same words and noted in `compla
 that the real one lets pass (a message that could ping everybody) is noted too.
 """
 
-import base64
 import json
 import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import trio
 
+from tests.stand_ins.discord_shapes import (
+    APPLICATION,
+    BOT,
+    EPOCH_MS,
+    MESSAGE_CONTENT,
+    STAMP,
+    TOKEN,
+    Call,
+    Channel,
+    Guild,
+    Json,
+    Sent,
+    Session,
+    channel_json,
+    guild_json,
+    member_json,
+    role_json,
+    user_json,
+)
 from tests.stand_ins.discord_wire import ROUTES, Files, Refusal, Socket, numbered, read_body, serve_client
-
-BOT, APPLICATION, OWNER = "900000000000000001", "900000000000000002", "900000000000000003"
-TOKEN = f"{base64.b64encode(BOT.encode()).decode()}.Gabcde.abcdefghijklmnopqrstuvwxyz0123456789ab"
-MESSAGE_CONTENT, ADMINISTRATOR, MANAGE_MESSAGES = 1 << 15, 1 << 3, 1 << 13
-STAMP = "2026-01-01T00:00:00.000000+00:00"
-EPOCH_MS = 1_420_070_400_000
-Json = dict[str, Any]
-
-
-@dataclass
-class Sent:
-    """A message that the bot sent, as it reads now."""
-
-    id: str
-    room: str
-    text: str
-    body: Json  # the last request's
-    reply_to: str | None = None
-    files: list[tuple[str, bytes]] = field(default_factory=list)
-    edits: list[str] = field(default_factory=list)  # texts that it had before
-    is_deleted: bool = False
-    interaction: str | None = None  # the command that it answers
-
-
-@dataclass
-class Call:
-    """One REST request."""
-
-    method: str
-    path: str
-    body: Any
-    status: int = 0
-
-
-@dataclass
-class Channel:
-    """A channel, thread or direct chat."""
-
-    id: str
-    kind: int
-    name: str = ""
-    guild: str | None = None
-    parent: str | None = None
-    person: str | None = None
-    messages: dict[str, Json] = field(default_factory=dict)
-    revoked: set[str] = field(default_factory=set)  # permissions that the bot lacks: view, send, react, thread, poll …
-
-
-@dataclass
-class Guild:
-    """A server."""
-
-    id: str
-    name: str
-    roles: dict[str, Json] = field(default_factory=dict)
-    members: dict[str, list[str]] = field(default_factory=dict)  # user -> role ids
-
-
-@dataclass
-class Session:
-    """What a gateway connection belongs to, so that it can be resumed."""
-
-    id: str
-    events: list[Json] = field(default_factory=list)
-    socket: Socket | None = None
 
 
 class DiscordStandIn:
@@ -100,10 +52,12 @@ class DiscordStandIn:
         self.is_intent_granted = True
         self.latency_s = 0.0
         self.heartbeat_ms = 45_000
+        self.is_silent = False  # the gateway takes connections and says nothing
+        self.opened = 0  # gateway connections so far
         self.is_garbled = False  # answers to new messages lack nearly everything
         self.guilds: dict[str, Guild] = {}
         self.channels: dict[str, Channel] = {}
-        self.users: dict[str, Json] = {BOT: _user(BOT, "spacebot", bot=True)}
+        self.users: dict[str, Json] = {BOT: user_json(BOT, "spacebot", bot=True)}
         self.sent: list[Sent] = []
         self.calls: list[Call] = []
         self.typed: list[str] = []  # channel of each sign that somebody writes
@@ -145,14 +99,14 @@ class DiscordStandIn:
     def add_guild(self, name: str = "Guild") -> str:
         """A server that the bot is in."""
         guild = Guild(self.new_id(), name)
-        guild.roles[guild.id] = _role(guild.id, "@everyone", 0)
+        guild.roles[guild.id] = role_json(guild.id, "@everyone", 0)
         self.guilds[guild.id] = guild
         return guild.id
 
     def add_role(self, guild: str, name: str, permissions: int = 0, *, bot: bool = False) -> str:
         """A role of a server; `bot`: the one that Discord made for the bot."""
         id = self.new_id()
-        self.guilds[guild].roles[id] = _role(id, name, permissions) | ({"tags": {"bot_id": BOT}} if bot else {})
+        self.guilds[guild].roles[id] = role_json(id, name, permissions) | ({"tags": {"bot_id": BOT}} if bot else {})
         return id
 
     def add_channel(self, guild: str, name: str = "general", *, quiet: bool = False) -> str:
@@ -160,7 +114,7 @@ class DiscordStandIn:
         channel = Channel(self.new_id(), 0, name, guild)
         self.channels[channel.id] = channel
         if not quiet:
-            self.dispatch("CHANNEL_CREATE", self._channel(channel))
+            self.dispatch("CHANNEL_CREATE", channel_json(self.users, channel))
         return channel.id
 
     def add_thread(self, parent: str, name: str = "thread", *, id: str | None = None, quiet: bool = False) -> str:
@@ -168,13 +122,13 @@ class DiscordStandIn:
         thread = Channel(id or self.new_id(), 11, name, self.channels[parent].guild, parent)
         self.channels[thread.id] = thread
         if not quiet:
-            self.dispatch("THREAD_CREATE", self._channel(thread))
+            self.dispatch("THREAD_CREATE", channel_json(self.users, thread))
         return thread.id
 
     def add_user(self, name: str, *, guild: str | None = None, roles: Sequence[str] = (), bot: bool = False) -> str:
         """A person, or another bot."""
         id = self.new_id()
-        self.users[id] = _user(id, name, bot=bot)
+        self.users[id] = user_json(id, name, bot=bot)
         if guild is not None:
             self.guilds[guild].members[id] = list(roles)
         return id
@@ -248,7 +202,7 @@ class DiscordStandIn:
     def remove_channel(self, channel: str) -> None:
         """Delete a channel or thread."""
         gone = self.channels.pop(channel)
-        self.dispatch("THREAD_DELETE" if gone.parent else "CHANNEL_DELETE", self._channel(gone))
+        self.dispatch("THREAD_DELETE" if gone.parent else "CHANNEL_DELETE", channel_json(self.users, gone))
 
     # Misbehaviour.
 
@@ -322,7 +276,10 @@ class DiscordStandIn:
 
     async def serve_gateway(self, socket: Socket, buffer: bytearray) -> None:
         """Talk to one client until it is gone."""
-        socket.send({"op": 10, "t": None, "s": None, "d": {"heartbeat_interval": self.heartbeat_ms}})
+        self.opened += 1
+        self.note()
+        if not self.is_silent:
+            socket.send({"op": 10, "t": None, "s": None, "d": {"heartbeat_interval": self.heartbeat_ms}})
         session: Session | None = None
         try:
             while (frame := await socket.receive(buffer)) is not None:
@@ -376,7 +333,12 @@ class DiscordStandIn:
         session.events.append(payload)
         socket.send(payload)
         for guild in self.guilds.values():
-            payload = {"op": 0, "t": "GUILD_CREATE", "s": len(session.events) + 1, "d": self._guild(guild)}
+            payload = {
+                "op": 0,
+                "t": "GUILD_CREATE",
+                "s": len(session.events) + 1,
+                "d": guild_json(self.channels.values(), self.users, guild),
+            }
             session.events.append(payload)
             socket.send(payload)
         return session
@@ -406,6 +368,7 @@ class DiscordStandIn:
         body, files = read_body(headers.get("content-type", ""), raw)
         call = Call(method, path, body)
         self.calls.append(call)
+        self.note()
         if self.latency_s:
             await trio.sleep(self.latency_s)
         more: Json = {}
@@ -524,7 +487,7 @@ class DiscordStandIn:
         guild = self.channels[message["channel_id"]].guild
         if guild is None:
             return message
-        return message | {"guild_id": guild, "member": _member(self.guilds[guild], message["author"]["id"])}
+        return message | {"guild_id": guild, "member": member_json(self.guilds[guild], message["author"]["id"])}
 
     def _interact(self, channel: str, user: str, kind: int, data: Json, **more: Any) -> str:
         id, token = self.new_id(), f"token-of-interaction-{self.new_id()}"
@@ -535,7 +498,7 @@ class DiscordStandIn:
             guild = self.guilds[room.guild]
             held = [guild.roles[role]["permissions"] for role in (*guild.members.get(user, ()), guild.id)]
             granted = {"permissions": str(sum(map(int, held)))}
-            who = {"guild_id": guild.id, "member": _member(guild, user) | who | granted}
+            who = {"guild_id": guild.id, "member": member_json(guild, user) | who | granted}
         self.dispatch(
             "INTERACTION_CREATE",
             {
@@ -583,85 +546,15 @@ class DiscordStandIn:
         guild = self.channels[channel].guild
         return {"guild_id": guild} if guild else {}
 
-    def _channel(self, channel: Channel) -> Json:
-        common = {"id": channel.id, "type": channel.kind, "last_message_id": None}
-        if channel.person is not None:
-            return common | {"recipients": [self.users[channel.person]]}
-        common |= {"guild_id": channel.guild, "name": channel.name, "parent_id": channel.parent, "position": 0}
-        if channel.parent is None:
-            return common | {"permission_overwrites": [], "nsfw": False, "topic": None, "rate_limit_per_user": 0}
-        dates = {"archived": False, "archive_timestamp": STAMP, "locked": False, "auto_archive_duration": 1440}
-        return common | {"owner_id": BOT, "member_count": 1, "message_count": 0, "thread_metadata": dates}
-
     def described(self, id: str) -> Json:
         """A channel's JSON."""
-        return self._channel(self.room(id))
+        return channel_json(self.users, self.room(id))
 
     def guild(self, id: str) -> Json:
         """A guild's JSON, for REST."""
         if id not in self.guilds:
             raise Refusal(404, 10004, "Unknown Guild")
-        return self._guild(self.guilds[id])
-
-    def _guild(self, guild: Guild) -> Json:
-        rooms = [channel for channel in self.channels.values() if channel.guild == guild.id]
-        unset = ("icon", "splash", "discovery_splash", "afk_channel_id", "application_id", "widget_channel_id")
-        unset += ("system_channel_id", "rules_channel_id", "description", "banner", "vanity_url_code")
-        unset += ("public_updates_channel_id", "safety_alerts_channel_id", "max_presences")
-        return dict.fromkeys(unset) | {
-            "id": guild.id,
-            "name": guild.name,
-            "owner_id": OWNER,
-            "roles": list(guild.roles.values()),
-            "emojis": [],
-            "stickers": [],
-            "features": [],
-            "members": [],
-            "presences": [],
-            "voice_states": [],
-            "channels": [self._channel(room) for room in rooms if room.parent is None],
-            "threads": [self._channel(room) for room in rooms if room.parent is not None],
-            "afk_timeout": 300,
-            "verification_level": 0,
-            "default_message_notifications": 0,
-            "explicit_content_filter": 0,
-            "mfa_level": 0,
-            "system_channel_flags": 0,
-            "premium_tier": 0,
-            "premium_progress_bar_enabled": False,
-            "preferred_locale": "en-US",
-            "nsfw_level": 0,
-            "joined_at": STAMP,
-            "large": False,
-            "member_count": len(guild.members),
-            "max_members": 250_000,
-            "max_video_channel_users": 25,
-            "approximate_member_count": 1,
-            "approximate_presence_count": 1,
-        }
-
-
-def _user(id: str, name: str, *, bot: bool) -> Json:
-    shown = {"discriminator": "0", "global_name": None if bot else name.title(), "avatar": None, "public_flags": 0}
-    return {"id": id, "username": name, "bot": bot} | shown
-
-
-def _role(id: str, name: str, permissions: int) -> Json:
-    flags = {"hoist": False, "managed": False, "mentionable": True, "icon": None, "unicode_emoji": None, "flags": 0}
-    colors = {"primary_color": 0, "secondary_color": None, "tertiary_color": None}
-    return {
-        "id": id,
-        "name": name,
-        "permissions": str(permissions),
-        "color": 0,
-        "colors": colors,
-        "position": 0,
-    } | flags
-
-
-def _member(guild: Guild, user: str) -> Json:
-    state = {"nick": None, "joined_at": STAMP, "deaf": False, "mute": False, "avatar": None, "flags": 0}
-    return {"roles": guild.members.get(user, []), **state}
+        return guild_json(self.channels.values(), self.users, self.guilds[id])
 
 
 @asynccontextmanager

@@ -27,9 +27,17 @@ async def serve_openai(
 ) -> AsyncIterator[ModelStandIn]:
     """Serve chat completions at any path."""
     async with serve_model(
-        respond, render, ERROR_EVENT, latency_s=latency_s, one_write=one_write, port=port, keep=keep
+        respond, render, ERROR_EVENT, latency_s=latency_s, one_write=one_write, port=port, keep=keep, whole=render_whole
     ) as stand_in:
         yield stand_in
+
+
+def render_whole(answer: Answer) -> bytes:
+    """An answer of words in one piece, as it comes without `stream`."""
+    usage = {"prompt_tokens": answer.input_tokens, "completion_tokens": answer.output_tokens}
+    message = {"role": "assistant", "content": answer.text}
+    choice = {"index": 0, "message": message, "finish_reason": answer.finish or "stop"}
+    return json.dumps({"id": "chatcmpl-1", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
 
 
 def render(answer: Answer) -> list[bytes]:

@@ -258,12 +258,14 @@ async def serve_model(
     one_write: bool = False,
     port: int = 0,
     keep: bool = True,
+    whole: Callable[[Answer], bytes] | None = None,
 ) -> AsyncIterator[ModelStandIn]:
     """Serve a model in one wire format.
 
     Args:
         respond: gives the answer to a body; or answers in order.
         render: an answer's stream events.
+        whole: an answer for a client that asked for no stream; None: the format always streams here.
         error_event: what the format says when a stream fails.
         keep: whether requests are kept for the test to read.
     """
@@ -284,7 +286,10 @@ async def serve_model(
         if latency_s:
             await trio.sleep(latency_s)
         try:
-            await _answer(reply, connection)
+            if whole is not None and isinstance(reply, Answer) and not request.json().get("stream"):
+                await connection.send(whole(reply))
+            else:
+                await _answer(reply, connection)
         except trio.Cancelled:
             stand_in.hang_ups += 1
             raise

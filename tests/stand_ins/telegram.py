@@ -30,6 +30,11 @@ class Telegram(BotApi):
         assert self.server is not None
         return self.server.url
 
+    @property
+    def is_polled(self) -> bool:
+        """Whether a poll waits for updates right now."""
+        return self._poller is not None
+
     # Who and where
 
     def user(self, first_name: str, last_name: str = "", username: str = "", *, is_bot: bool = False) -> User:

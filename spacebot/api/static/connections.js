@@ -111,7 +111,9 @@ function draw(status) {
   const list = $("accounts");
   if (shown.length !== list.children.length || shown.some((node, i) => list.children[i] !== node)) list.replaceChildren(...shown);
   const used = new Set(status.instances.map((account) => account.platform));
-  const others = Object.keys(status).filter((name) => name !== "instances" && !used.has(name)).map(nameOf);
+  const others = Object.keys(status).filter((name) => !Array.isArray(status[name]) && !used.has(name)).map(nameOf);
+  $("warnings").replaceChildren(...status.warnings.map((text) => el("li", { class: "detail" }, text)));
+  $("warnings").hidden = !status.warnings.length;
   $("others").hidden = !others.length;
   $("others").textContent = `${shown.length ? "Not set up" : "Nothing is set up yet, only the web chat answers. There are"}: ${others.join(", ")}.`;
 }

@@ -19,14 +19,15 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from spacebot.base.errors import DeliveryError, StorageError
-from spacebot.base.ids import ConversationId
+from spacebot.base.ids import ConversationId, new_uuid
 from spacebot.base.telemetry import kv
 from spacebot.config.messaging import DiscordAccount
 from spacebot.messaging.adapter import Destination, Intake, Location, Receipt, Traits
 from spacebot.messaging.asyncio_bridge import AsyncioHost
 from spacebot.messaging.discord import outbound, translate
-from spacebot.messaging.discord.link import Event, Link, Recent, Said, explain
+from spacebot.messaging.discord.link import Event, Link, Recent, Said
 from spacebot.messaging.discord.outbound import Arrived, Part
+from spacebot.messaging.discord.refusals import explain
 from spacebot.messaging.discord.translate import Credential, Deletion, Room
 from spacebot.messaging.lanes import run_lanes
 from spacebot.messaging.messages import (
@@ -40,12 +41,13 @@ from spacebot.messaging.messages import (
     Target,
 )
 from spacebot.messaging.names import clean_name
-from spacebot.messaging.text import replace_mentions
+from spacebot.messaging.text import replace_mentions, to_discord
 
 log = logging.getLogger(__name__)
 
 QUEUE = 4096  # events that wait; the library cannot make the gateway wait, so beyond them they are dropped and counted
 ROOM_S, NO_ROOM_S = 600.0, 60.0  # for which a room that was asked for is believed, or that there is none
+ASK_S = 5.0  # for Discord to tell about a room; the message goes in without it then
 TICKET_S = 840.0  # Discord takes answers to an interaction for 15 minutes
 RETRY_S = (0.5, 2.0, 5.0, 10.0, 20.0)  # pauses between attempts to hand an event in while the disk fails
 RETRIES = 2
@@ -99,6 +101,7 @@ class DiscordAdapter:
         self._link: Link | None = None
         self._rooms: Recent[tuple[float, Room | str | None]] = Recent()
         self._chats: Recent[str] = Recent()  # direct channel -> whose it is
+        self._threads: Recent[str] = Recent()  # message of ours -> the thread that was begun for it
         self._withdrawn: Recent[None] = Recent()  # drafts that this adapter took back itself
         self._tickets: dict[str, tuple[float, Credential]] = {}  # commands that wait for an answer; in memory only
 
@@ -110,7 +113,8 @@ class DiscordAdapter:
             self._account, self.key, self._host.inlet(heard_in), self._host.inlet(ready_in), retries=self._retries
         )
         ended = DeliveryError("Discord ended the connection", is_permanent=False)
-        async with trio.open_nursery() as nursery, heard, ready:
+        await trio.to_thread.run_sync(to_discord, "")  # loads the parser here, not in the middle of the first answer
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(run_lanes, heard, partial(self._handle, intake), _lane)
             nursery.start_soon(self._greet, ready, task_status)
             self._link = link
@@ -131,11 +135,7 @@ class DiscordAdapter:
             return
         parts = await self._shape(target, message)
         channel, draft = await self._channel(target), message.draft_id
-        name = outbound.fit_thread_name(message.rich.thread_name or "") if message.rich is not None else ""
-        thread = None
-        if name and not target.is_direct and not target.data.get("parent_id"):
-            thread = await self._call("Create Public Threads", Link.begin_thread, channel, _anchor(target), name)
-        if thread is not None:
+        if (thread := await self._thread(channel, target, message)) is not None:
             if draft is not None and not message.sent:
                 await self.drop_draft(target, draft)
             channel, draft = thread, None
@@ -168,12 +168,12 @@ class DiscordAdapter:
             return id
         if draft_id is None and (id := await self._answer(target, part)):
             return id
-        return await self._create(channel, part, None, None)
+        return await self._create(channel, part, new_uuid().replace("-", "")[: outbound.NONCE], None)
 
     async def drop_draft(self, target: Target, draft_id: str) -> None:
         """Remove a draft."""
         self._withdrawn.keep(draft_id, None)
-        await self._call("Manage Messages", Link.delete, await self._channel(target), draft_id)
+        await self._call("View Channel", Link.delete, await self._channel(target), draft_id)
 
     async def history(self, target: Target, limit: int) -> Sequence[HistoryLine]:
         """What was said before, oldest first."""
@@ -193,10 +193,10 @@ class DiscordAdapter:
                 f"{address!r} is no Discord address; use a channel's id, guild:channel or dm:user", is_permanent=True
             )
         if user := match["user"]:
-            return await self._direct(user, await self._call("a shared server", Link.open_direct, user))
+            return await self._direct(user)
         room = await self._call("View Channel", Link.find_room, match["channel"])
         if isinstance(room, str):
-            return await self._direct(room, match["channel"])
+            return await self._direct(room)
         if room is None:
             raise DeliveryError("nobody can write into this channel", is_permanent=True)
         data = {"channel_id": room.id, "guild_id": room.guild_id}
@@ -294,11 +294,12 @@ class DiscordAdapter:
         until, room = self._rooms.get(channel, (0.0, None))
         if trio.current_time() < until:
             return room
+        room = None
         try:
-            room = await self._call("View Channel", Link.find_room, channel)
+            with trio.move_on_after(ASK_S):
+                room = await self._call("View Channel", Link.find_room, channel)
         except DeliveryError as error:
             log.warning("room not found", extra=kv(adapter=self.key, reason=str(error)))
-            room = None
         self._rooms.keep(channel, (trio.current_time() + (ROOM_S if room is not None else NO_ROOM_S), room))
         return room
 
@@ -326,6 +327,18 @@ class DiscordAdapter:
             raise DeliveryError("nothing is left of the message that Discord could show", is_permanent=True)
         return parts
 
+    async def _thread(self, channel: str, target: Target, message: OutboundMessage) -> str | None:
+        """The thread that a message asks for; begun at its first attempt."""
+        name = outbound.fit_thread_name(message.rich.thread_name or "") if message.rich is not None else ""
+        if not name or target.is_direct or target.data.get("parent_id"):
+            return None
+        if (begun := self._threads.get(message.id)) is not None:
+            return begun
+        thread = await self._call("Create Public Threads", Link.begin_thread, channel, _anchor(target), name)
+        if thread is not None:
+            self._threads.keep(message.id, thread)
+        return thread
+
     async def _send_first(
         self,
         channel: str,
@@ -345,7 +358,7 @@ class DiscordAdapter:
         reply = _anchor(target) if message.wants_reply_mark and not is_threaded else None
         return await self._create(channel, part, outbound.nonce(message, 0), reply)
 
-    async def _create(self, channel: str, part: Part, nonce: str | None, reply: str | None) -> str:
+    async def _create(self, channel: str, part: Part, nonce: str, reply: str | None) -> str:
         needs = "Send Messages and Attach Files" if part.path is not None else "Send Messages"
         return await self._call(needs, Link.create, channel, part, nonce, reply)
 
@@ -381,15 +394,13 @@ class DiscordAdapter:
         scope, _, last = target.conversation_id.removeprefix(f"{self.key}:").partition(":")
         if not last.isdigit():
             raise DeliveryError("this conversation has no channel on Discord", is_permanent=True)
-        return await self._call("a shared server", Link.open_direct, last) if scope == "dm" else last
+        return str((await self._direct(last)).data["channel_id"]) if scope == "dm" else last
 
-    async def _direct(self, user: str, channel: str) -> Destination:
+    async def _direct(self, user: str) -> Destination:
+        channel, name = await self._call("a shared server", Link.open_direct, user)
         self._chats.keep(channel, user)
         return Destination(
-            conversation_id=translate.direct(self.key, user),
-            name=f"direct messages with {user}",
-            is_direct=True,
-            data={"channel_id": channel},
+            conversation_id=translate.direct(self.key, user), name=name, is_direct=True, data={"channel_id": channel}
         )
 
     def _mentions(self, target: Target) -> dict[str, str]:

@@ -12,21 +12,23 @@ Source:  messaging spec 14.1 and 18.3; https://discord.com/developers/docs/topic
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import hikari
 from hikari import impl
 from hikari.api import config as hikari_config
 
-from spacebot.base.errors import DeliveryError, ExternalError
+from spacebot.base.errors import DeliveryError
 from spacebot.base.telemetry import kv
 from spacebot.config.messaging import DiscordAccount
 from spacebot.messaging.asyncio_bridge import Inlet
 from spacebot.messaging.discord import outbound, translate
 from spacebot.messaging.discord.outbound import Arrived, Part
+from spacebot.messaging.discord.refusals import NO_TOKEN, explain
 from spacebot.messaging.discord.translate import Credential, Deletion, Edit, Room
 from spacebot.messaging.messages import HistoryLine, InboundMessage
 from spacebot.messaging.names import clean_name
@@ -36,8 +38,9 @@ log = logging.getLogger(__name__)
 KEPT = 4096  # texts, rooms and chats that are remembered
 ACK_S = 2.5  # Discord wants an interaction acknowledged within three seconds
 WAIT_S = 20.0  # the longest pause of a rate limit that the library waits for by itself
+START_END_S, END_S = 0.3, 2.0  # for the library's start to be cancelled; for the rest of its tasks
 ECHO_S, ECHO_TRIES = 0.05, 40  # the gateway tells of our own messages within moments
-LOOKED_AT = 100  # messages that are searched for one that may have arrived
+LOOKED_AT = 300  # messages that are searched for one that may have arrived
 RECENT_S = 3600.0  # how old such a message may be when nothing says what it comes after
 _INTENTS = (
     hikari.Intents.GUILDS | hikari.Intents.GUILD_MESSAGES | hikari.Intents.DM_MESSAGES | hikari.Intents.MESSAGE_CONTENT
@@ -52,26 +55,6 @@ _CACHED = (
 _PINGS: Mapping[str, Any] = {"mentions_everyone": False, "user_mentions": True, "role_mentions": False}
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, AssertionError)  # of the library's reading of an answer
 _UNKNOWN_MESSAGE, _THREAD_EXISTS = 10008, 160004
-_NO_TOKEN = "Discord refused the token: make a new one (Developer Portal, Bot, Reset Token) and put it into the account"
-_CLOSED = {
-    4004: _NO_TOKEN,
-    4010: "Discord refused the connection's shard; start it again",
-    4011: "the bot is in too many servers for one connection",
-    4013: "Discord does not know one of the intents; update the program",
-    4014: "Discord refused an intent: switch on Message Content Intent (Developer Portal, Bot, Privileged Gateway "
-    "Intents) and save",
-}
-_REFUSED = {
-    10003: "the channel or thread does not exist any more",
-    10004: "the bot is not in that server any more",
-    10008: "the message does not exist any more",
-    10014: "Discord does not know this emoji",
-    50001: "the bot cannot see this channel: give it View Channel there",
-    50007: "this person does not take direct messages from the bot",
-    50083: "the thread is archived and locked",
-    90001: "this person has blocked the bot",
-    160005: "the thread is locked",
-}
 
 T = TypeVar("T")
 
@@ -153,6 +136,7 @@ class Link:
         self._warned: set[str] = set()
         self._application = ""
         self._made: hikari.GatewayBot | None = None
+        self._is_started = False
 
     @property
     def _bot(self) -> hikari.GatewayBot:
@@ -162,15 +146,35 @@ class Link:
 
     async def live(self) -> None:
         """Be connected until the stream ends for good; raises what the library says about it."""
+        asyncio.get_running_loop().set_exception_handler(_report)
         self._made = bot = self._make_bot()
         self._view = _Cache(bot)
         bot.subscribe(hikari.ShardPayloadEvent, self._hear)
+        running = asyncio.create_task(self._run(bot), name="discord bot")
         try:
-            await bot.start(check_for_updates=False)
-            await bot.join()
+            await asyncio.shield(running)
         finally:
-            if bot.is_alive:
-                await bot.close()
+            await self._end(bot, running)
+
+    async def _run(self, bot: hikari.GatewayBot) -> None:
+        await bot.start(check_for_updates=False)
+        self._is_started = True
+        await bot.join()
+
+    async def _end(self, bot: hikari.GatewayBot, running: "asyncio.Task[None]") -> None:
+        """Close the connection, wherever it is: the library's start may swallow being cancelled, or forget a shard."""
+        if not self._is_started and not running.done():
+            running.cancel()
+            await asyncio.wait({running}, timeout=START_END_S)
+        if bot.is_alive:
+            await bot.close()
+        left = _shard_tasks(bot)
+        for task in left:
+            task.cancel()
+        await asyncio.wait({running, *left}, timeout=END_S)
+        for task in (running, *left):
+            if task.done() and not task.cancelled():
+                task.exception()  # looked at, or asyncio reports it
 
     def _make_bot(self) -> hikari.GatewayBot:
         try:
@@ -187,7 +191,7 @@ class Link:
                 rest_url=self._account.rest_url.rstrip("/") if self._account.rest_url else None,
             )
         except ValueError:
-            raise DeliveryError(f"this is not the form of a bot token; {_NO_TOKEN}", is_permanent=True) from None
+            raise DeliveryError(f"this is not the form of a bot token; {NO_TOKEN}", is_permanent=True) from None
 
     # What comes in. No step before `put` waits, so events keep their order.
 
@@ -201,7 +205,8 @@ class Link:
             reason = f"{event.name}: {type(error).__name__}"
             if reason not in self._warned and len(self._warned) < 100:
                 self._warned.add(reason)
-                log.warning("Discord event skipped", extra=kv(adapter=self._key, event=event.name, reason=str(error)))
+                why = str(error) if isinstance(error, translate.Malformed) else type(error).__name__
+                log.warning("Discord event skipped", extra=kv(adapter=self._key, event=event.name, reason=why))
 
     def _hear_plain(self, name: str, payload: Mapping[str, Any]) -> None:
         bots = self._account.allow_bot_messages
@@ -247,66 +252,68 @@ class Link:
             async with asyncio.timeout(ACK_S):
                 await self._bot.rest.create_interaction_response(int(credential.interaction), credential.token, how)
         except Exception as error:  # boundary: the library; what was pressed counts all the same
-            log.warning(
-                "interaction not acknowledged", extra=kv(adapter=self._key, reason=explain(error, "this").args[0])
-            )
+            log.warning("interaction not acknowledged", extra=kv(adapter=self._key, reason=str(explain(error, "this"))))
             return False
         return True
 
     # What goes out.
 
-    async def create(self, channel: str, part: Part, nonce: str | None, reply: str | None) -> str:
-        """Send a message; returns its id."""
-        if nonce is not None and (known := self._arrived.get(nonce)) is not None:
+    async def create(self, channel: str, part: Part, nonce: str, reply: str | None) -> str:
+        """Send a message; returns its id.
+
+        Args:
+            nonce: mark by which Discord, and this connection, know the message again.
+        """
+        if (known := self._arrived.get(nonce)) is not None:
             return known
         try:
             return await self._create(channel, part, nonce, reply)
         except _UNREADABLE:  # it was sent, but the library cannot read the answer; the gateway tells of it too
             for _ in range(ECHO_TRIES):
-                if nonce is not None and (known := self._arrived.get(nonce)) is not None:
+                if (known := self._arrived.get(nonce)) is not None:
                     return known
                 await asyncio.sleep(ECHO_S)
             raise
 
-    async def _create(self, channel: str, part: Part, nonce: str | None, reply: str | None) -> str:
-        rest = self._bot.rest
-        common = {
-            "nonce": nonce if nonce else hikari.UNDEFINED,
-            "reply": int(reply) if reply else hikari.UNDEFINED,
-            "reply_must_exist": False if reply else hikari.UNDEFINED,
-            "mentions_reply": True if reply else hikari.UNDEFINED,
-            **_PINGS,
-        }
-        try:
-            return str((await rest.create_message(int(channel), **_fields(part), **common)).id)
-        except (hikari.BadRequestError, hikari.ForbiddenError) as error:
-            if not part.is_rich or not part.plain or (isinstance(error, hikari.ForbiddenError) and not part.poll):
-                raise
-            log.warning("cards, controls or poll refused", extra=kv(adapter=self._key, code=error.code))
-            bare = replace(part, text=part.plain, cards=(), rows=(), poll=None)
-            return str((await rest.create_message(int(channel), **_fields(bare), **common)).id)
+    async def _create(self, channel: str, part: Part, nonce: str, reply: str | None) -> str:
+        common: dict[str, Any] = {"nonce": nonce, **_PINGS}
+        if reply is not None:
+            common |= {"reply": int(reply), "reply_must_exist": False, "mentions_reply": True}
+        return await self._sent(part, partial(self._bot.rest.create_message, int(channel), **common))
 
     async def edit(self, channel: str, message: str, part: Part) -> str | None:
         """Change a message of ours; None when it is gone."""
+        change = partial(self._bot.rest.edit_message, int(channel), int(message), **_PINGS)
         try:
-            edited = await self._bot.rest.edit_message(
-                int(channel), int(message), **{**_fields(part), "content": part.text or None}, **_PINGS
-            )
+            return await self._sent(part, change)
         except hikari.NotFoundError as error:
             if error.code != _UNKNOWN_MESSAGE:
                 raise
             return None
-        return str(edited.id)
+        except _UNREADABLE:
+            return message  # it was changed
 
     async def answer(self, credential: Credential, part: Part) -> str | None:
         """Answer a command where people wait for it; None when its time is over."""
+        rest = self._bot.rest
+        change = partial(rest.edit_interaction_response, int(credential.application), credential.token, **_PINGS)
         try:
-            message = await self._bot.rest.edit_interaction_response(
-                int(credential.application), credential.token, **_fields(part), **_PINGS
-            )
+            return await self._sent(part, change)
         except (hikari.NotFoundError, hikari.UnauthorizedError):
             return None
-        return str(message.id)
+        except _UNREADABLE:
+            return credential.interaction  # it was answered; nobody knows its id
+
+    async def _sent(self, part: Part, call: Callable[..., Awaitable[hikari.Message]]) -> str:
+        """Send a part, once more in plain words when Discord does not take the rest of it."""
+        try:
+            return str((await call(**_fields(part))).id)
+        except (hikari.BadRequestError, hikari.ForbiddenError) as error:
+            if not part.is_rich or not part.plain or (isinstance(error, hikari.ForbiddenError) and not part.poll):
+                raise
+            log.warning("cards, controls or poll refused", extra=kv(adapter=self._key, code=error.code))
+        bare = replace(part, text=part.plain, cards=(), rows=(), poll=None)
+        return str((await call(**_fields(bare))).id)
 
     async def withdraw(self, credential: Credential) -> None:
         await self._bot.rest.delete_interaction_response(int(credential.application), credential.token)
@@ -337,8 +344,10 @@ class Link:
             log.warning("no thread begun", extra=kv(adapter=self._key, code=error.code))
             return None
 
-    async def open_direct(self, user: str) -> str:
-        return str((await self._bot.rest.create_dm_channel(int(user))).id)
+    async def open_direct(self, user: str) -> tuple[str, str]:
+        """The channel of a direct chat, and what the person is called."""
+        channel = await self._bot.rest.create_dm_channel(int(user))
+        return str(channel.id), _name(channel.recipient)
 
     async def find_own(self, channel: str, after: str | None) -> Arrived:
         """Messages of ours behind one, or of the last hour."""
@@ -380,7 +389,7 @@ class Link:
         )
 
     async def find_room(self, channel: str) -> Room | str | None:
-        """A guild's room, or of a direct chat the person's id; from the cache, else asked for."""
+        """A guild's room, or of a direct chat the person's id; None for what nobody can write into."""
         if (room := self._view.room(channel)) is not None:
             return room
         found = await self._bot.rest.fetch_channel(int(channel))
@@ -411,13 +420,33 @@ class Link:
                     log.warning("command refused", extra=kv(adapter=self._key, command=name, code=error.code))
 
 
+def _shard_tasks(bot: hikari.GatewayBot) -> "list[asyncio.Task[Any]]":
+    """What the library runs for the connections of a bot, and forgets when their start is cancelled."""
+    found = []
+    for task in asyncio.all_tasks():
+        frame = getattr(task.get_coro(), "cr_frame", None)
+        if "(shard " in task.get_name() and frame is not None:
+            shard = frame.f_locals.get("self")
+            if getattr(shard, "_event_manager", None) is bot.event_manager:
+                found.append(task)
+    return found
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what a task on the loop left behind: not how connections ended, which `join` raises, nor any event."""
+    if isinstance(context.get("exception"), hikari.GatewayError):
+        log.debug("gateway task ended", extra=kv(reason=type(context["exception"]).__name__))
+    else:
+        loop.default_exception_handler({key: value for key, value in context.items() if key != "payload"})
+
+
 def _name(user: hikari.User) -> str:
     return clean_name(user.global_name or user.username)
 
 
 def _fields(part: Part) -> dict[str, Any]:
     """A part as arguments of the library's calls."""
-    fields: dict[str, Any] = {"content": part.text or hikari.UNDEFINED}
+    fields: dict[str, Any] = {"content": part.text or None}
     if part.cards:
         fields["embeds"] = outbound.embeds(part.cards)
     if part.rows:
@@ -427,50 +456,3 @@ def _fields(part: Part) -> dict[str, Any]:
     if part.path is not None:
         fields["attachment"] = hikari.File(part.path, part.filename)
     return fields
-
-
-def explain(error: Exception, needs: str) -> DeliveryError:
-    """What an error of the library means for people, without addresses (they hold tokens).
-
-    Args:
-        needs: the permission that the call needs.
-    """
-    match error:
-        case DeliveryError():
-            return error
-        case hikari.RateLimitTooLongError():
-            return DeliveryError(
-                "Discord asks for a pause", is_permanent=False, retry_after_s=max(float(error.retry_after), 1.0)
-            )
-        case hikari.GatewayServerClosedConnectionError():
-            code = int(error.code) if error.code is not None else 0
-            text = _CLOSED.get(code, f"Discord closed the connection (code {code})")
-            return DeliveryError(text, is_permanent=code in _CLOSED and code != 4010)
-        case hikari.UnauthorizedError():
-            return DeliveryError(_NO_TOKEN, is_permanent=True)
-        case hikari.ClientHTTPResponseError() | hikari.HTTPResponseError():
-            return _explain_answer(int(error.status), int(error.code), error.message, needs)
-        case FileNotFoundError():
-            return DeliveryError("the file to send is not there any more", is_permanent=True)
-        case (
-            hikari.HTTPError()
-            | hikari.GatewayError()
-            | hikari.ComponentStateConflictError()
-            | OSError()
-            | TimeoutError()
-            | ExternalError()
-        ):
-            return DeliveryError("Discord cannot be reached now", is_permanent=False)
-    return DeliveryError(f"the Discord library failed ({type(error).__name__})", is_permanent=False)
-
-
-def _explain_answer(status: int, code: int, message: str, needs: str) -> DeliveryError:
-    if status >= 500 or status in (408, 429):
-        return DeliveryError(f"Discord failed (status {status})", is_permanent=False)
-    if code in _REFUSED:
-        return DeliveryError(_REFUSED[code], is_permanent=True)
-    if status == 403:
-        return DeliveryError(f"the bot may not do this in the channel: give it {needs} there", is_permanent=True)
-    if status == 413 or code == 40005:
-        return DeliveryError("the file is larger than Discord takes here", is_permanent=True)
-    return DeliveryError(f"Discord refused it: {message or 'invalid'} (code {code or status})", is_permanent=True)

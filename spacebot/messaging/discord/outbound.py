@@ -88,7 +88,7 @@ def shape(message: OutboundMessage, mentions: Mapping[str, str]) -> list[Part]:
     cards, rows = fit_cards(rich.cards), fit_rows(rich.rows)
     if cards or rows:
         last = parts.pop() if parts else Part()
-        parts.append(replace(last, cards=cards, rows=rows, plain=last.text or _words_of(cards)))
+        parts.append(replace(last, cards=cards, rows=rows, plain=last.text or _words_of(cards, rows)))
     if rich.poll is not None and (poll := fit_poll(rich.poll)) is not None:
         parts.append(Part(poll=poll, plain=_cut("\n".join((poll.question, *_numbered(poll.answers))), TEXT)))
     return parts
@@ -290,9 +290,9 @@ class Arrived:
         return None
 
 
-def _words_of(cards: Sequence[Card]) -> str:
-    """What cards say, for a message whose cards were refused."""
-    lines = (
+def _words_of(cards: Sequence[Card], rows: Sequence[Row]) -> str:
+    """What cards and controls say, for a message whose cards and controls were refused."""
+    said = (
         line
         for card in cards
         for line in (
@@ -304,7 +304,9 @@ def _words_of(cards: Sequence[Card]) -> str:
         )
         if line
     )
-    return _cut("\n".join(lines), TEXT)
+    labels = [button.label for row in rows for button in row.buttons]
+    labels += [option.label for row in rows if row.select is not None for option in row.select.options]
+    return _cut("\n".join((*said, *(f"• {label}" for label in labels))), TEXT)
 
 
 def _numbered(answers: Sequence[str]) -> Iterator[str]:

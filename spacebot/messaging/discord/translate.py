@@ -12,7 +12,7 @@ Source:  messaging spec 5, 6 and 14.1; https://discord.com/developers/docs/resou
 import mimetypes
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -97,7 +97,7 @@ class Credential:
 
     interaction: str
     application: str
-    token: str
+    token: str = field(repr=False)
 
 
 def conversation(key: str, guild: str, channel: str) -> ConversationId:

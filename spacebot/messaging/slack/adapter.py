@@ -54,7 +54,9 @@ RECEIPT_S = 2.5  # Slack waits three seconds; later receipts are not believed
 WINDOW_S = 600.0  # in which a message is recognised that comes as a mention too
 WINDOW_SIZE = 20_000
 RECONNECTS = (0.0, 1.0, 4.0)  # seconds before a new attempt; then the supervisor takes over
-SHORT_LIFE_S = 2.0  # of a socket; after such a one the next waits a moment
+SHORT_LIFE_S = 1.0  # of a socket; after some of them in a row the next waits a moment
+FORGIVEN = 5
+SHORT_LIVES = 30  # in a row; then the supervisor takes over
 EDIT_S = 1.2  # chat.update allows about fifty a minute
 STATUS_S = 30.0  # a status goes by itself after two minutes
 STATUSES = 1_000
@@ -219,12 +221,14 @@ class SlackAdapter:
         own = urlsplit(self._account.api_url).netloc if self._account.api_url else None
         hosts = FILE_HOSTS if own is None else FILE_HOSTS | {own}
         headers = {"Authorization": f"Bearer {self._account.bot_token.get_secret_value()}"}
-        is_ours = urlsplit(url).netloc in hosts
+        parts = urlsplit(url)
+        is_own = own is not None and parts.netloc == own
+        is_ours = is_own or (parts.scheme == "https" and parts.netloc in hosts)
         return Location(
             url=url,
             headers=headers if is_ours else {},
             hosts=hosts if is_ours else frozenset(),
-            may_be_private=own is not None and urlsplit(url).netloc == own,
+            may_be_private=is_own,
         )
 
     async def resolve(self, address: str) -> Destination:
@@ -287,15 +291,18 @@ class SlackAdapter:
         return _Connected(link, me, Directory(look_up, me), Outbound(self._call, link.upload, me.user_id), intake)
 
     async def _stay_connected(self, link: Link, number: int, inlet: Inlet[Envelope]) -> None:
+        short_lives = 0
         try:
             while True:
                 opened_at = trio.current_time()
                 reason = await link.over(number)
                 log.info("socket over", extra=kv(adapter=self._key, reason=reason))
+                short_lives = short_lives + 1 if trio.current_time() - opened_at < SHORT_LIFE_S else 0
+                if short_lives > SHORT_LIVES:
+                    raise DeliveryError("Slack closes every socket at once", is_permanent=False)
                 if reason == "too_many_websockets":
                     await link.close_socket(number)  # it has to make room for the next
-                if trio.current_time() - opened_at < SHORT_LIFE_S:
-                    await trio.sleep(self._reconnects[-1] / 40)
+                await trio.sleep(self._reconnects[-1] * max(0, short_lives - FORGIVEN) / SHORT_LIVES)
                 following = await self._reopen(link, inlet)
                 await link.close_socket(number)
                 number = following
@@ -365,7 +372,17 @@ class SlackAdapter:
             case MessageDeletion() as deletion:
                 await connected.intake.delete(deletion)
             case Ended() as ended:
+                await self._look_whether_ended(connected, ended)
+
+    async def _look_whether_ended(self, connected: _Connected, ended: Ended) -> None:
+        """Believe the end only when the token is refused: such an event may come late, after a new installation."""
+        try:
+            await connected.link.call("auth.test")
+        except SlackRefusal as error:
+            if error.code in CREDENTIALS:
                 self._end(DeliveryError(ended.reason, is_permanent=True))
+        except DeliveryError:
+            log.info("cannot look whether the token still works; the next call tells", extra=kv(adapter=self._key))
 
     async def _take_slash(self, connected: _Connected, payload: Mapping[str, Any]) -> Mapping[str, Any] | None:
         slash = read_slash(payload, self._account.commands, connected.me)

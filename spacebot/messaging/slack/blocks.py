@@ -82,7 +82,7 @@ def parts_of(message: OutboundMessage, *, addressee: str | None = None) -> list[
         addressee: user id of the person whom the first part shows that it answers.
     """
     text = replace_mentions(defuse_mass_mentions(message.text), message.mentions)
-    parts = [Part(text=to_slack(piece)[:TEXT], markdown=piece) for piece in split(text, MARKDOWN)]
+    parts = [Part(text=_words(piece), markdown=piece) for piece in split(text, MARKDOWN)]
     if message.rich is not None:
         groups = list(_groups(_rich_blocks(message.rich)))
         if parts and groups and _size(groups[0]) + len(parts[-1].markdown) <= TOGETHER:
@@ -100,7 +100,7 @@ def draft_of(text: str) -> Part:
     text = defuse_mass_mentions(text)
     if len(text) > MARKDOWN:
         text = text[: MARKDOWN - 1] + "…"
-    return Part(text=to_slack(text)[:TEXT] or "…", markdown=text)
+    return Part(text=_words(text), markdown=text)
 
 
 def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
@@ -132,11 +132,10 @@ def _rich_blocks(rich: Rich) -> Iterator[Block]:
 
 
 def _card(card: Card) -> Iterator[Block]:
-    if card.author_name:
-        yield _context(card.author_name)
+    yield from _context(card.author_name)
     title = card.title.strip()
     if title and card.url:
-        yield _section(f"*<{_address(card.url)}|{to_slack(_one_line(title))}>*")
+        yield _section(f"*<{_address(card.url)}|{_mrkdwn(_one_line(title), HEADER) or 'link'}>*")
     elif title:
         yield {"type": "header", "text": _plain(_one_line(title), HEADER)}
     pieces = _mrkdwn_pieces(card.description)
@@ -154,8 +153,7 @@ def _card(card: Card) -> Iterator[Block]:
         yield {"type": "section", "fields": fields[start : start + FIELDS]}
     pictures = [card.image_url, None if pieces else card.thumbnail_url]
     yield from (_image(url, title) for url in pictures if url)
-    if card.footer:
-        yield _context(card.footer)
+    yield from _context(card.footer)
 
 
 def _poll(poll: Poll) -> Iterator[Block]:
@@ -163,7 +161,7 @@ def _poll(poll: Poll) -> Iterator[Block]:
     if not poll.question.strip() or len(answers) < 2:
         return
     lines = "\n".join(f"{number}. {answer}" for number, answer in enumerate(answers, 1))
-    yield _section(_mrkdwn(f"**{_one_line(poll.question)}**\n\n{lines}", SECTION))
+    yield _section(_mrkdwn(f"**{_one_line(poll.question)}**\n\n{lines}"))
     yield {
         "type": "actions",
         "elements": [
@@ -246,12 +244,19 @@ def _words_of(rich: Rich) -> str:
     return _cut(_mrkdwn("\n".join(_one_line(word) for word in words if word.strip())), SECTION)
 
 
+def _words(markdown: str) -> str:
+    """A text for where no blocks are shown; one of nothing but marks stays as it is."""
+    return to_slack(markdown)[:TEXT] or markdown.strip()[:TEXT] or "…"
+
+
 def _section(mrkdwn: str) -> Block:
     return {"type": "section", "text": {"type": "mrkdwn", "text": mrkdwn}}
 
 
-def _context(text: str) -> Block:
-    return {"type": "context", "elements": [{"type": "mrkdwn", "text": _mrkdwn(text, FIELD)}]}
+def _context(text: str) -> Iterator[Block]:
+    mrkdwn = _mrkdwn(text, FIELD)
+    if mrkdwn:  # some signs are only marks
+        yield {"type": "context", "elements": [{"type": "mrkdwn", "text": mrkdwn}]}
 
 
 def _image(url: str, title: str) -> Block:

@@ -22,7 +22,7 @@ from spacebot.messaging.messages import OutboundFile, OutboundKind, OutboundMess
 from spacebot.messaging.slack.blocks import Block, Part, draft_of, parts_of
 from spacebot.messaging.slack.emoji import reaction_name
 from spacebot.messaging.slack.refusals import SlackRefusal
-from spacebot.messaging.slack.translate import place_in
+from spacebot.messaging.slack.translate import is_direct, place_in
 from spacebot.messaging.text import defuse_mass_mentions, replace_mentions, to_slack
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,8 @@ class Outbound:
                 raise
 
     async def _send_parts(self, place: Place, message: OutboundMessage, note_sent: Note) -> None:
-        parts = await _off_loop(parts_of, message, addressee=place.user if message.wants_reply_mark else None)
+        marked = message.wants_reply_mark and not is_direct(place.channel)
+        parts = await _off_loop(parts_of, message, addressee=place.user if marked else None)
         if not parts:
             raise DeliveryError("there is nothing to say in the message", is_permanent=True)
         name = message.rich.thread_name if message.rich is not None else None

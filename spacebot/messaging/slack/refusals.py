@@ -62,16 +62,7 @@ _WORTH_TRYING_AGAIN = {
     "team_added_to_org",
     "accesslimited",
 }
-CREDENTIALS = {  # the account cannot work until somebody mends it
-    "invalid_auth",
-    "not_authed",
-    "token_revoked",
-    "token_expired",
-    "account_inactive",
-    "not_allowed_token_type",
-    "socket_mode_not_enabled",
-    "team_access_not_granted",
-}
+CREDENTIALS = {"invalid_auth", "not_authed", "token_revoked", "token_expired", "account_inactive"}  # nothing works now
 
 
 class SlackRefusal(DeliveryError):

@@ -137,7 +137,7 @@ def place_in(key: str, conversation: str) -> tuple[str, str | None] | None:
     if not conversation.startswith(f"{key}:"):
         return None
     parts = conversation[len(key) + 1 :].split(":")
-    if len(parts) not in (2, 3) or not all(parts):
+    if len(parts) not in (2, 3) or not all(parts) or (len(parts) == 3 and not _TS.fullmatch(parts[2])):
         return None
     return parts[1], parts[2] if len(parts) == 3 else None
 

@@ -82,14 +82,15 @@ class _Socket(SocketModeClient):
         super().__init__(app_token, logger=_library, web_client=web, auto_reconnect_enabled=False)
         self.proxy = web.proxy
         self.number = number
-        self.greeted = asyncio.Event()
+        self.greeted = asyncio.Event()  # or over before that
+        self.is_greeted = False
         self.over = asyncio.Event()
         self.reason = ""
         self._inlet = inlet
         self.socket_mode_request_listeners.append(self._hand_over)
 
     async def connect(self) -> None:
-        """Connect once; returns when Slack has greeted. Errors: those of aiohttp, TimeoutError."""
+        """Connect once; returns when Slack has greeted. Errors: those of aiohttp, OSError, TimeoutError."""
         self.current_session = await self.aiohttp_client_session.ws_connect(
             self.wss_uri or "",
             heartbeat=PING_S,
@@ -99,6 +100,8 @@ class _Socket(SocketModeClient):
         self.message_receiver = asyncio.ensure_future(self.receive_messages())
         async with asyncio.timeout(HELLO_S):
             await self.greeted.wait()
+        if not self.is_greeted:
+            raise ConnectionResetError("closed before the greeting")
 
     async def receive_messages(self) -> None:
         """Take frames until the socket is closed, by whomever."""
@@ -113,6 +116,7 @@ class _Socket(SocketModeClient):
     async def run_message_listeners(self, message: dict[str, Any], raw_message: str) -> None:
         """Greetings and goodbyes are ours; what people did goes to the listeners."""
         if message.get("type") == "hello":
+            self.is_greeted = True
             self.greeted.set()
         elif message.get("type") == "disconnect":
             self.end(str(message.get("reason")))

@@ -10,21 +10,17 @@ Floor:   messaging
 Source:  Bot API 9; messaging spec 5, 10, 13, 14.3, 18.1, 18.2, 18.5, 19.17-19.19, 19.d and 19.l
 """
 
-import json
 import logging
-import os
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import trio
-from telegram import Bot, BotCommand, User
+from telegram import BotCommand, User
 from telegram.error import BadRequest, Conflict, Forbidden, InvalidToken, NetworkError, RetryAfter, TelegramError
-from telegram.request import HTTPXRequest
 
 from spacebot.base.errors import DeliveryError, SpacebotError, StorageError
 from spacebot.base.ids import ConversationId
@@ -35,6 +31,7 @@ from spacebot.messaging.adapter import Destination, Intake, Location, Receipt, T
 from spacebot.messaging.lanes import run_lanes
 from spacebot.messaging.messages import Attachment, HistoryLine, InboundMessage, MessageEdit, OutboundMessage, Target
 from spacebot.messaging.names import clean_name
+from spacebot.messaging.telegram.client import TelegramBot, open_bot
 from spacebot.messaging.telegram.fields import MalformedUpdateError, number_of, text_of
 from spacebot.messaging.telegram.outbound import Sender, as_delivery_errors, delivery_error, pause_of, table_of
 from spacebot.messaging.telegram.render import Controls
@@ -127,16 +124,15 @@ class TelegramAdapter:
     async def run(self, intake: Intake, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Be connected; see `Adapter.run`."""
         account = self._account
-        with as_delivery_errors(self.key):  # the text of a token may be impossible, too
-            opening = open_bot(account.token.get_secret_value(), account.api_url, account.file_url)
-            bot = await stack.enter_async_context(opening)
-            session = await self._sign_in(bot)
-            self._session = session
-            try:
-                task_status.started(f"@{session.me.username}")
-                raise await self._poll(session, intake)
-            finally:
-                self._session = None
+        with as_delivery_errors(self.key):
+            async with open_bot(account.token.get_secret_value(), account.api_url, account.file_url) as bot:
+                session = await self._sign_in(bot)
+                self._session = session
+                try:
+                    task_status.started(f"@{session.me.username}")
+                    raise await self._poll(session, intake)
+                finally:
+                    self._session = None
 
     async def send(self, target: Target, message: OutboundMessage, note_sent: Callable[[str], Awaitable[None]]) -> None:
         """Deliver a message; see `Adapter.send`."""

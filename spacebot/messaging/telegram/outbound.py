@@ -424,8 +424,11 @@ class Sender:
 
 async def _split(text: str) -> list[TelegramPart]:
     if len(text) <= LONG_TEXT:
-        return split_telegram(text) if text.strip() else []
-    return await trio.to_thread.run_sync(split_telegram, text)
+        parts = split_telegram(text) if text.strip() else []
+    else:
+        parts = await trio.to_thread.run_sync(split_telegram, text)
+    # Marks around nothing, such as an empty quote, show nothing, which the server refuses.
+    return [part if part.html.strip() else TelegramPart(html.escape(part.plain), part.plain) for part in parts]
 
 
 def _is_caption(part: TelegramPart) -> bool:

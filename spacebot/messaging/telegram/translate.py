@@ -157,7 +157,7 @@ def _message(message: Json, reader: Reader) -> InboundMessage | Migration | Skip
         conversation_id=place.conversation,
         platform_id=str(place.message_id),
         author=author,
-        text=command.text if command is not None else words,
+        text=command.text if command is not None else _with_links(words, entities),
         sent_at=_moment(message),
         is_direct=place.is_direct,
         mentions_bot=is_meant or is_answer or _is_mentioned(words, entities, reader),
@@ -185,7 +185,7 @@ def _edit(message: Json, reader: Reader) -> MessageEdit | Skipped:
         adapter=reader.key,
         conversation_id=place.conversation,
         platform_id=str(place.message_id),
-        text=command.text if command is not None else words,
+        text=command.text if command is not None else _with_links(words, entities),
     )
 
 
@@ -389,6 +389,20 @@ def _command(words: str, entities: Sequence[Json], reader: Reader) -> tuple[Comm
         name = name.lower()
         return Command(name=reader.commands.get(name, name), args=words[len(typed) :].strip()), is_ours
     return None, False
+
+
+def _with_links(words: str, entities: Sequence[Json]) -> str:
+    """The words, with the addresses that lie behind some of them."""
+    links = [
+        (number_of(entity, "offset") + number_of(entity, "length"), text_of(entity, "url"))
+        for entity in entities
+        if text_of(entity, "type") == "text_link"
+    ]
+    units = words.encode("utf-16-le")
+    for end, url in sorted(links, reverse=True):
+        if url and 0 < 2 * end <= len(units) and not url.startswith("tg:"):
+            units = units[: 2 * end] + f" ({url})".encode("utf-16-le") + units[2 * end :]
+    return units.decode("utf-16-le", "replace")
 
 
 def _is_mentioned(words: str, entities: Sequence[Json], reader: Reader) -> bool:
