@@ -31,7 +31,7 @@ exe: venv model
 	@$(BIN)/python build/executable/make.py
 
 smoke: exe
-	@SPACEBOT_EXE=$(CURDIR)/dist/spacebot $(BIN)/python -m pytest -q tests/executable
+	@SPACEBOT_EXE=$(CURDIR)/dist/spacebot $(BIN)/python -m pytest -q tests/executable tests/flows/test_platforms.py
 
 bench: venv model
 	@$(BIN)/python -m tests.bench

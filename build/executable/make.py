@@ -28,18 +28,24 @@ ROOT = HERE.parents[1]
 WORK = ROOT / ".freeze"  # not in build/, which holds sources
 MODEL = ROOT / ".model" / "all-minilm-l6-v2"
 
-# Libraries that lose much when stripped, 75 MB together. The others lose nothing, and numpy's BLAS does not survive it.
+# Libraries that lose much when stripped, 80 MB together. The others lose nothing, and numpy's BLAS does not survive it.
 STRIPPED = (
     "libcrypto.so*",
     "libpython3*.so*",
     "libsqlite3.so*",
     "libssl.so*",
     "_rust.abi3.so",
+    "aiohttp/*.so",
+    "aiohttp/*/*.so",
+    "frozenlist/*.so",
     "jiter/*.so",
+    "multidict/*.so",
+    "propcache/*.so",
     "python3*/lib-dynload/*.so",
     "pyarrow/*.so*",
     "tokenizers/*.so",
     "watchfiles/*.so",
+    "yarl/*.so",
 )
 
 

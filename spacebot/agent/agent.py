@@ -6,7 +6,7 @@ Source: design 3 and 4, process spec 2 and 3
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -59,7 +59,7 @@ from spacebot.memory.transfer import MemoryTransfer
 from spacebot.memory.views import MemoryViews
 from spacebot.messaging.adapter import Receipt
 from spacebot.messaging.courier import NO_PLATFORMS, Courier
-from spacebot.messaging.messages import MAX_TEXT, InboundMessage
+from spacebot.messaging.messages import MAX_TEXT, InboundMessage, Target
 from spacebot.storage.database import open_database
 from spacebot.tools.sandbox import Backend, Containment
 
@@ -263,6 +263,10 @@ class Agent:
             text=changed.row.content,
             is_gone=text is None,
         )
+
+    async def last_heard(self, adapter_key: str) -> Sequence[Target]:
+        """The newest message of each conversation of an adapter that was alive lately. Errors: StorageError."""
+        return await self._parts.rooms.last_heard(adapter_key)
 
     @property
     def delivery(self) -> Delivery:

@@ -20,7 +20,7 @@ from spacebot.base.telemetry import kv
 from spacebot.config.model import Config
 from spacebot.messaging.adapter import Receipt
 from spacebot.messaging.bindings import Admission, Verdict, admit, may_command
-from spacebot.messaging.messages import InboundMessage, MessageDeletion, MessageEdit, OutboundMessage
+from spacebot.messaging.messages import InboundMessage, MessageDeletion, MessageEdit, OutboundMessage, Target
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,10 @@ class Router:
         for agent in self._agents().values():
             for platform_id in deletion.platform_ids:
                 await agent.change(deletion.conversation_id, platform_id, None)
+
+    async def last_heard(self, adapter_key: str) -> Sequence[Target]:
+        """The newest message of each conversation that was alive lately. Errors: StorageError."""
+        return [target for agent in self._agents().values() for target in await agent.last_heard(adapter_key)]
 
     def is_admitted(self, message: InboundMessage) -> bool:
         """Whether `take` would not refuse it."""

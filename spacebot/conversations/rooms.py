@@ -6,7 +6,7 @@ Source: messaging spec 12 and 20, process spec 4.14
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from spacebot.base.clock import Clock, from_text, to_text
@@ -22,10 +22,12 @@ from spacebot.conversations.records import (
     ResponseMode,
 )
 from spacebot.conversations.rows import accept_message, append_message, to_journalled, to_logged
-from spacebot.messaging.messages import HistoryLine, InboundMessage, OutboundKind
+from spacebot.messaging.messages import HistoryLine, InboundMessage, OutboundKind, Target
 from spacebot.storage.database import Connection, Database
 from spacebot.storage.settings import read_setting, write_settings
 
+ALIVE_S = 7 * 86_400.0  # conversations that are asked after an interruption
+MOST_ALIVE = 200
 TAKEN_BACK = "(taken back)"  # what stands in place of a message that its writer deleted
 
 
@@ -157,6 +159,31 @@ class Rooms:
         await self._database.write(
             lambda c: c.execute("UPDATE channels SET backfill = ? WHERE id = ?", (text, channel_id))
         )
+
+    async def last_heard(self, adapter: str) -> list[Target]:
+        """The newest message of a person in each conversation of an adapter that was alive within `ALIVE_S`."""
+
+        def read(c: Connection) -> list[Target]:
+            since = to_text(self._clock.now() - timedelta(seconds=ALIVE_S))
+            rows = c.execute(
+                "SELECT c.id, c.is_direct, m.platform_id, json_extract(m.metadata, '$.platform_data') AS data "
+                "FROM channels c JOIN conversation_messages m ON m.channel_id = c.id AND m.seq = "
+                "(SELECT max(n.seq) FROM conversation_messages n WHERE n.channel_id = c.id AND n.role = 'user' "
+                "AND n.platform_id IS NOT NULL) WHERE c.adapter = ? AND c.last_activity_at >= ? "
+                "ORDER BY c.last_activity_at DESC LIMIT ?",
+                (adapter, since, MOST_ALIVE),
+            )
+            return [
+                Target(
+                    conversation_id=ConversationId(row["id"]),
+                    is_direct=bool(row["is_direct"]),
+                    data=json.loads(row["data"] or "{}"),
+                    message_id=row["platform_id"],
+                )
+                for row in rows
+            ]
+
+        return await self._database.read(read)
 
     async def ensure(self, message: InboundMessage) -> None:
         """Make the conversation of a message known, before anything is decided about it."""

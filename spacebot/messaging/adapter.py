@@ -35,6 +35,7 @@ from spacebot.messaging.messages import (
     Target,
 )
 
+LATE_S = 1800.0  # age up to which a message that was missed is still answered
 EVENTS = 256  # events of one platform that wait to be taken; beyond them its connection has to wait
 
 
@@ -89,6 +90,16 @@ class Intake(Protocol):
 
     async def delete(self, deletion: MessageDeletion) -> None:
         """Take note that messages were taken back. Errors: StorageError."""
+        ...
+
+    async def last_heard(self, adapter_key: str) -> Sequence[Target]:
+        """The newest message of each conversation that was alive lately; `message_id` names it.
+
+        For platforms that keep what was said and do not deliver it again: after an interruption the adapter fetches
+        what came behind these, as far as it is no older than `LATE_S`, and hands it in like everything else.
+
+        Errors: StorageError.
+        """
         ...
 
     def is_admitted(self, message: InboundMessage) -> bool:

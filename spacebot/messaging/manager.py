@@ -54,6 +54,8 @@ class _Slot:
     attempts: int = 0
     next_attempt_at: datetime | None = None
     adapter: Adapter | None = None
+    kept: Adapter | None = None  # of the last life
+    hosts_lost: int = 0  # when it was made; one that lives in a loop that ended is made anew
     traits: Traits | None = None
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
@@ -230,9 +232,12 @@ class Messaging:
     async def _connect(self, slot: _Slot, intake: Intake, node: Node) -> None:
         """One life of an adapter: from its making to the end of its stream."""
         self._turn(slot, Connection.STARTING, "signing in")
-        seams = replace(self.seams, host=self._hosts.current)
-        adapter = await self._build(slot.platform, slot.key, slot.account, seams)
-        slot.traits = adapter.traits
+        adapter = slot.kept
+        if adapter is None or slot.hosts_lost != self._hosts.lost:
+            slot.hosts_lost = self._hosts.lost
+            seams = replace(self.seams, host=self._hosts.current)
+            adapter = await self._build(slot.platform, slot.key, slot.account, seams)
+        slot.traits, slot.kept = adapter.traits, None
         try:
             async with trio.open_nursery() as nursery:
                 who = None
@@ -247,11 +252,14 @@ class Messaging:
                 self._turn(slot, Connection.CONNECTED, "")
                 node.progress(f"connected as {who}")
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            if isinstance(error := _first(group), DeliveryError):
+                slot.kept = adapter  # it knows what its last life learned; one that broke is made anew
+            raise error from group
         finally:
             slot.adapter = None
             if slot.state is Connection.CONNECTED:
                 self._turn(slot, Connection.STARTING, "the connection ended")
+        slot.kept = adapter
         raise DeliveryError("the connection ended", is_permanent=False)
 
     def _failed(self, slot: _Slot, error: BaseException, failures: int, pause_s: float) -> None:
@@ -297,6 +305,9 @@ class _Counted:
     async def delete(self, deletion: MessageDeletion) -> None:
         await self._intake.delete(deletion)
 
+    async def last_heard(self, adapter_key: str) -> Sequence[Target]:
+        return await self._intake.last_heard(adapter_key)
+
     def is_admitted(self, message: InboundMessage) -> bool:
         return self._intake.is_admitted(message if message.adapter else replace(message, adapter=self._key))
 
@@ -308,6 +319,7 @@ class _Hosts:
         self._host: AsyncioHost | None = None
         self._wanted = trio.Event()
         self._opened = trio.Event()
+        self.lost = 0  # loops that have ended
 
     async def current(self) -> AsyncioHost:
         """The loop that runs."""
@@ -329,6 +341,7 @@ class _Hosts:
                     log.error("asyncio loop ended; it is opened anew")
                 finally:
                     self._host = None
+                    self.lost += 1
             self._wanted = trio.Event()
 
 

@@ -1,13 +1,13 @@
 """An intake for tests of adapters: keeps what came in, and refuses or fails when told to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from spacebot.base.errors import StorageError
 from spacebot.messaging.adapter import Receipt
-from spacebot.messaging.messages import InboundMessage, MessageDeletion, MessageEdit
+from spacebot.messaging.messages import InboundMessage, MessageDeletion, MessageEdit, Target
 
 
 @dataclass
@@ -19,6 +19,7 @@ class RecordingIntake:
     deletions: list[MessageDeletion] = field(default_factory=list)
     admits: Callable[[InboundMessage], bool] = lambda message: True
     failures: int = 0  # so many next calls of `take` fail as a full disk would
+    heard_last: list[Target] = field(default_factory=list)  # what an earlier life took last
     refused: list[InboundMessage] = field(default_factory=list)
     _known: set[tuple[str, str]] = field(default_factory=set)
     _more: trio.Event = field(default_factory=trio.Event)
@@ -52,6 +53,10 @@ class RecordingIntake:
         await trio.lowlevel.checkpoint()
         self.deletions.append(deletion)
         self._note()
+
+    async def last_heard(self, adapter_key: str) -> Sequence[Target]:
+        await trio.lowlevel.checkpoint()
+        return self.heard_last
 
     def is_admitted(self, message: InboundMessage) -> bool:
         return self.admits(message)

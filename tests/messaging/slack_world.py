@@ -99,5 +99,5 @@ async def open_world(
             world.who = await nursery.start(run)
             yield world
             nursery.cancel_scope.cancel()
-        assert not slack.complaints
+        assert not slack.complaints, slack.complaints
         assert slack.sockets == 0

@@ -172,7 +172,7 @@ async def test_a_stream_that_ends_is_started_again(autojump_clock: MockClock) ->
 async def test_one_that_never_signs_in_is_started_again(autojump_clock: MockClock) -> None:
     async with running(both(), lambda key: ["hang"] if key == "telegram" else []) as running_:
         assert running_.state("telegram").state is Connection.STARTING
-        await trio.sleep(READY_S + 0.5)
+        await trio.sleep(READY_S + 0.2)
         assert "did not sign in" in running_.state("telegram").detail
         await trio.sleep(2)
         assert running_.state("telegram").state is Connection.CONNECTED

@@ -230,9 +230,9 @@ async def test_changes_and_removals_are_told() -> None:
 
 async def test_slash_commands_reach_their_agent_or_are_commands() -> None:
     async with open_world({"commands": (SlackCommand(command="/ask", agent_id="helper"),)}) as world:
-        world.slack.slash("C1", "U1", "/ask", "why?")
+        world.slack.slash("C1", "U1", "/ask", "why, <@U2|bo> &amp; co?")
         asked = (await world.intake.received(1))[0]
-        assert (asked.agent_id, asked.text, asked.command) == ("helper", "/ask why?", None)
+        assert (asked.agent_id, asked.text, asked.command) == ("helper", "/ask why, @bo & co?", None)
         assert asked.author.name == "Ann"
         world.slack.slash("C1", "U1", "/spacebot", "Quiet  now")
         given = (await world.intake.received(2))[1]
@@ -381,7 +381,7 @@ async def test_a_slack_that_stays_away_is_left_to_the_supervisor() -> None:
 
 async def test_sockets_that_break_again_and_again_lose_and_double_nothing() -> None:
     rooms = [f"C{number}" for number in range(10, 15)]
-    async with open_world(redeliver_s=0.1, attempts=100) as world:
+    async with open_world(redeliver_s=0.3, attempts=100) as world:
         for room in rooms:
             world.slack.add_channel(room, room.lower())
         for number in range(60):

@@ -6,12 +6,14 @@ import pytest
 
 from spacebot.base.errors import DeliveryError
 from spacebot.messaging.messages import (
+    Button,
     Card,
     CardField,
     OutboundFile,
     OutboundKind,
     Poll,
     Rich,
+    Row,
     Target,
 )
 from tests.messaging.slack_world import open_world, target_of
@@ -183,6 +185,16 @@ async def test_history_is_what_came_before_the_message_in_order() -> None:
             ("Ann", "one @Bo Berg", False), ("spacebot", "two", True), ("Bo Berg", "three", False),
         ]  # fmt: skip
         assert [line.text for line in await world.adapter.history(target_of(message), 2)] == ["two", "three"]
+
+
+async def test_the_history_before_a_press_goes_up_to_now() -> None:
+    async with open_world() as world:
+        message = await world.said("C1", "U1", "menu")
+        await world.send(message, "choose", rich=Rich(rows=(Row(buttons=(Button(label="Yes", custom_id="ok"),)),)))
+        await world.said("C1", "U2", "wait")
+        world.slack.press(world.slack.sent[0], "U1", world.slack.sent[0].blocks[1]["elements"][0])
+        press = (await world.intake.received(3))[-1]
+        assert [line.text for line in await world.adapter.history(target_of(press), 9)] == ["menu", "choose", "wait"]
 
 
 async def test_the_history_of_a_long_thread_is_its_newest_part() -> None:

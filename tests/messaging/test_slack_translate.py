@@ -249,7 +249,7 @@ riches = st.builds(Rich, cards=st.lists(cards, max_size=4).map(tuple), rows=st.l
                    poll=st.none() | polls)  # fmt: skip
 
 
-@settings(max_examples=400)
+@settings(max_examples=40)
 @given(text=long_text, rich=st.none() | riches, addressee=st.none() | st.just("U1"))
 def test_whatever_is_said_slack_would_take_it(text: str, rich: Rich | None, addressee: str | None) -> None:
     message = OutboundMessage(id=MessageId("m"), text=text, rich=rich)

@@ -77,6 +77,7 @@ class SlackStandIn(WebApi):
     turns_away: int = 0  # so many next sockets are closed before they are greeted
     _sockets: list[_Socket] = field(default_factory=list)
     _waiting: dict[str, _Envelope] = field(default_factory=dict)
+    _known: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._queue, self._queued = trio.open_memory_channel[_Envelope](math.inf)
@@ -352,9 +353,9 @@ class SlackStandIn(WebApi):
         message = json.loads(text)
         envelope = self._waiting.pop(message.get("envelope_id"), None)
         if envelope is None:
-            if message.get("envelope_id") not in {receipt.id for receipt in self.receipts}:
+            if message.get("envelope_id") not in self._known:
                 self.complaints.append("a receipt for an envelope that was never sent")
-            return
+            return  # too late; it was sent again under another id
         after = trio.current_time() - envelope.at
         if after > RECEIPT_S:
             self.complaints.append(f"a receipt after {after:.1f} s")
@@ -380,6 +381,7 @@ class SlackStandIn(WebApi):
                 body |= {"retry_attempt": envelope.attempt, "retry_reason": "timeout" if envelope.attempt else ""}
             envelope.at = trio.current_time()
             self._waiting[envelope.id] = envelope
+            self._known.add(envelope.id)
             self._nursery.start_soon(self._watch, envelope)
             try:
                 await socket.send(TextMessage(json.dumps(body)))

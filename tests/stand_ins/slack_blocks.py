@@ -28,9 +28,9 @@ def block_faults(blocks: Sequence[Any]) -> Iterator[Fault]:
 
 
 def _length(value: Any) -> int:
-    """Characters of all that is written in a value."""
+    """Characters of all that is written in a value, without what lists offer."""
     if isinstance(value, Mapping):
-        return sum(_length(inner) for inner in value.values())
+        return sum(_length(inner) for name, inner in value.items() if name != "options")
     if isinstance(value, list):
         return sum(map(_length, value))
     return len(value) if isinstance(value, str) else 0

@@ -251,6 +251,8 @@ class Link:
         try:
             async with asyncio.timeout(ACK_S):
                 await self._bot.rest.create_interaction_response(int(credential.interaction), credential.token, how)
+        except _UNREADABLE:
+            return True
         except Exception as error:  # boundary: the library; what was pressed counts all the same
             log.warning("interaction not acknowledged", extra=kv(adapter=self._key, reason=str(explain(error, "this"))))
             return False
@@ -316,18 +318,22 @@ class Link:
         return str((await call(**_fields(bare))).id)
 
     async def withdraw(self, credential: Credential) -> None:
+        """Take back the sign that a command is being answered."""
         await self._bot.rest.delete_interaction_response(int(credential.application), credential.token)
 
     async def delete(self, channel: str, message: str) -> None:
+        """Delete a message of ours; one that is gone is as good."""
         try:
             await self._bot.rest.delete_message(int(channel), int(message))
         except hikari.NotFoundError:
             log.debug("message was gone already")
 
     async def react(self, channel: str, message: str, emoji: str) -> None:
+        """Put a pictogram on a message."""
         await self._bot.rest.add_reaction(int(channel), int(message), emoji)
 
     async def show_typing(self, channel: str) -> None:
+        """Show for some ten seconds that something is being written."""
         await self._bot.rest.trigger_typing(int(channel))
 
     async def begin_thread(self, channel: str, message: str | None, name: str) -> str | None:
@@ -364,6 +370,7 @@ class Link:
         return arrived
 
     async def history(self, channel: str, before: str | None, limit: int) -> list[HistoryLine]:
+        """What was said before a message, or lately; oldest first."""
         start = hikari.Snowflake(int(before)) if before else hikari.UNDEFINED
         found = self._bot.rest.fetch_messages(int(channel), before=start).limit(limit)
         room = self._view.room(channel)
@@ -401,6 +408,7 @@ class Link:
         return self._view.described(found, known.name if known else (await found.fetch_guild()).name)
 
     async def whoami(self) -> str:
+        """The bot's name; fails when the token does."""
         return clean_name((await self._bot.rest.fetch_my_user()).username)
 
     async def sync_commands(self, wanted: Sequence[tuple[str, str]]) -> None:

@@ -191,7 +191,9 @@ class SlackAdapter:
     async def history(self, target: Target, limit: int) -> Sequence[HistoryLine]:
         """What was said before. Errors: DeliveryError."""
         connected, place = self._ready(), place_of(target, self._key)
-        form: dict[str, Any] = {"channel": place.channel, "inclusive": False, "latest": place.ts}
+        # A press carries the time of the message that was pressed; what came since belongs to the past too.
+        before = place.ts if target.message_id in (None, place.ts) else None
+        form: dict[str, Any] = {"channel": place.channel, "inclusive": False, "latest": before}
         kept: deque[Mapping[str, Any]] = deque(maxlen=max(limit, 1))
         if place.thread is None:
             answer = await self._call("conversations.history", form={**form, "limit": min(limit, PAGE)})
@@ -204,7 +206,7 @@ class SlackAdapter:
                 form["cursor"] = (answer.get("response_metadata") or {}).get("next_cursor")
                 if not form["cursor"]:
                     break
-        shown = [m for m in kept if m.get("ts") != place.ts and m.get("subtype") in SHOWN_SUBTYPES]
+        shown = [m for m in kept if m.get("ts") != before and m.get("subtype") in SHOWN_SUBTYPES]
         lines = [await self._history_line(connected, message) for message in shown]
         return sorted((line for line in lines if line is not None), key=lambda line: line.sent_at)
 

@@ -8,8 +8,7 @@ Floor:   messaging
 Source:  messaging spec 7 and 14.2; docs.slack.dev on Block Kit for the limits; slackapi/bolt-js issue 2509 for the sum
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,11 +24,13 @@ SECTION = 3_000
 HEADER = 150
 FIELDS = 10
 FIELD = 2_000
+FIELDS_TOGETHER = 8_000  # characters of the fields of one section, so that a message can hold it
 ACTIONS = 25
+ACTIONS_TOGETHER = 10  # of ours in one block, for the same reason
 OPTIONS = 100
 LABEL = 75
 OPTION_VALUE = 150
-BUTTON_VALUE = 2_000
+BUTTON_VALUE = 255  # Slack takes 2,000
 ACTION_ID = 255
 URL = 3_000
 ALT = 2_000
@@ -67,7 +68,8 @@ class Part:
         elif self.markdown and self.after:
             words = [_section(piece) for piece in _mrkdwn_pieces(self.markdown)]
         full = [*self.before, *words, *self.after]
-        tries = [full] if full else []
+        fits = has_markdown or (_length(full) <= TOGETHER and len(full) <= BLOCKS)  # escapes make sections longer
+        tries = [full] if full and fits else []
         if words and has_markdown and full != words:
             tries.append(words)
         return [*tries, []]
@@ -85,7 +87,7 @@ def parts_of(message: OutboundMessage, *, addressee: str | None = None) -> list[
     parts = [Part(text=_words(piece), markdown=piece) for piece in split(text, MARKDOWN)]
     if message.rich is not None:
         groups = list(_groups(_rich_blocks(message.rich)))
-        if parts and groups and _size(groups[0]) + len(parts[-1].markdown) <= TOGETHER:
+        if parts and groups and _length(groups[0]) + len(parts[-1].markdown) <= TOGETHER:
             parts[-1] = replace(parts[-1], after=tuple(groups.pop(0)))
         words = "" if parts else _words_of(message.rich)
         parts += [Part(text=words or "…", after=tuple(group)) for group in groups]
@@ -107,7 +109,7 @@ def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
     """Blocks in messages that are not too large."""
     group: list[Block] = []
     for block in blocks:
-        if group and (len(group) >= BLOCKS - 2 or _size([*group, block]) > TOGETHER):
+        if group and (len(group) >= BLOCKS - 2 or _length([*group, block]) > TOGETHER):
             yield group
             group = []
         group.append(block)
@@ -115,8 +117,13 @@ def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
         yield group
 
 
-def _size(blocks: Sequence[Block]) -> int:
-    return len(json.dumps(blocks, ensure_ascii=False))
+def _length(value: Any) -> int:
+    """Characters of all that blocks say, without what lists offer."""
+    if isinstance(value, Mapping):
+        return sum(_length(inner) for name, inner in value.items() if name != "options")
+    if isinstance(value, list | tuple):
+        return sum(map(_length, value))
+    return len(value) if isinstance(value, str) else 0
 
 
 def _rich_blocks(rich: Rich) -> Iterator[Block]:
@@ -149,8 +156,14 @@ def _card(card: Card) -> Iterator[Block]:
         for field in card.fields
         if field.name.strip() or field.value.strip()
     ]
-    for start in range(0, len(fields), FIELDS):
-        yield {"type": "section", "fields": fields[start : start + FIELDS]}
+    row: list[Block] = []
+    for field in fields:
+        if row and (len(row) >= FIELDS or _length([*row, field]) > FIELDS_TOGETHER):
+            yield {"type": "section", "fields": row}
+            row = []
+        row.append(field)
+    if row:
+        yield {"type": "section", "fields": row}
     pictures = [card.image_url, None if pieces else card.thumbnail_url]
     yield from (_image(url, title) for url in pictures if url)
     yield from _context(card.footer)
@@ -184,8 +197,8 @@ def _row(row: Row) -> Iterator[Block]:
         if element is not None and element["action_id"] not in known:  # twice in one block is refused
             known.add(element["action_id"])
             elements.append(element)
-    for start in range(0, len(elements), ACTIONS):
-        yield {"type": "actions", "elements": elements[start : start + ACTIONS]}
+    for start in range(0, len(elements), ACTIONS_TOGETHER):
+        yield {"type": "actions", "elements": elements[start : start + ACTIONS_TOGETHER]}
     if row.select is not None and row.select.options:
         yield {"type": "actions", "elements": [_select(row.select)]}
 

@@ -21,6 +21,7 @@ from spacebot.messaging.slack.translate import (
     identifier,
     is_direct,
     optional_identifier,
+    readable,
     table,
     team_of,
 )
@@ -150,10 +151,10 @@ def _words(text: object) -> str:
 def inbound_slash(slash: Slash, names: Names, me: Me, now: datetime) -> InboundMessage:
     """The message of a slash command: a control command below the umbrella, else words for the command's agent."""
     message = _inbound(slash, names, me, now)
+    said = readable(slash.args, names.people, names.rooms, me)
     if slash.agent_id is not None:
-        text = f"{slash.command} {slash.args}".rstrip()
-        return replace(message, text=text, agent_id=AgentId(slash.agent_id))
-    name, _, args = slash.args.partition(" ")
+        return replace(message, text=f"{slash.command} {said}".rstrip(), agent_id=AgentId(slash.agent_id))
+    name, _, args = said.partition(" ")
     command = Command(name=name.lower().lstrip("/") or "help", args=args.strip())
     return replace(message, text=command.text, command=command)
 

@@ -91,6 +91,7 @@ class Outbound:
         self._call = call
         self._upload = upload
         self._user_id = user_id
+        self._threads = trio.CapacityLimiter(2)
         self._has_markdown = True  # until the workspace refuses such a block
 
     async def send(self, place: Place, message: OutboundMessage, note_sent: Note) -> None:
@@ -105,7 +106,7 @@ class Outbound:
 
     async def draft(self, place: Place, text: str, draft_id: str | None) -> str:
         """Show a growing answer. Errors: DeliveryError."""
-        part = await _off_loop(draft_of, text)
+        part = await self._off_loop(draft_of, text)
         if draft_id is None:
             return await self._post(place.channel, place.thread, part, None)
         return await self._change(place.channel, draft_id, part, None)
@@ -118,9 +119,16 @@ class Outbound:
             if error.code not in _NOT_CHANGED:
                 raise
 
+    async def _off_loop(self, function: Callable[..., T], content: Any, **options: Any) -> T:
+        """Read a long text in a thread, so that the loop goes on."""
+        text = content if isinstance(content, str) else content.text
+        if len(text) <= LONG_TEXT:
+            return function(content, **options)
+        return await trio.to_thread.run_sync(lambda: function(content, **options), limiter=self._threads)
+
     async def _send_parts(self, place: Place, message: OutboundMessage, note_sent: Note) -> None:
         marked = message.wants_reply_mark and not is_direct(place.channel)
-        parts = await _off_loop(parts_of, message, addressee=place.user if marked else None)
+        parts = await self._off_loop(parts_of, message, addressee=place.user if marked else None)
         if not parts:
             raise DeliveryError("there is nothing to say in the message", is_permanent=True)
         name = message.rich.thread_name if message.rich is not None else None
@@ -292,11 +300,3 @@ class Outbound:
                 if isinstance(known, Mapping) and known.get("name") == file.filename and known.get("id"):
                     return str(known["id"])
         return None
-
-
-async def _off_loop(function: Callable[..., T], content: Any, **options: Any) -> T:
-    """Read a long text in a thread, so that the loop goes on."""
-    text = content if isinstance(content, str) else content.text
-    if len(text) <= LONG_TEXT:
-        return function(content, **options)
-    return await trio.to_thread.run_sync(lambda: function(content, **options))
