@@ -103,7 +103,9 @@ class Messaging:
     def traits(self, key: str) -> Traits | None:
         """What an adapter can do; None when it is not configured or never came up yet."""
         slot = self._slots.get(key)
-        return None if slot is None else slot.traits
+        if slot is None:
+            return None
+        return slot.traits if slot.adapter is None else slot.adapter.traits
 
     def connected(self, key: str) -> Adapter | None:
         """An adapter, when it is connected now."""

@@ -7,13 +7,16 @@ Floor:   messaging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 import trio
 
 from spacebot.config.messaging import AnyAccount
 from spacebot.messaging.adapter import Adapter
 from spacebot.messaging.asyncio_bridge import AsyncioHost
+
+if TYPE_CHECKING:
+    from spacebot.messaging.webhook import Mailbox, Post, Serve
 
 _MODULES = {
     "discord": "spacebot.messaging.discord.adapter",
@@ -38,9 +41,9 @@ class Seams:
 
     host: Callable[[], Awaitable[AsyncioHost]] | None = None
     commands: Sequence[tuple[str, str]] = ()
-    serve: Any = None
-    post: Any = None
-    mailbox: Any = None
+    serve: "Serve | None" = None
+    post: "Post | None" = None
+    mailbox: "Mailbox | None" = None
 
 
 async def build_adapter(platform: str, key: str, account: AnyAccount, seams: Seams) -> Adapter:

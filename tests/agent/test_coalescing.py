@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from spacebot.base.ids import MessageId, NodeId
 from spacebot.base.tree import NodeState
 from spacebot.config.model import CoalesceConfig
 from spacebot.conversations.records import Journalled, LedgerState, PendingResult
-from spacebot.messaging.messages import ReplyPreview
+from spacebot.messaging.messages import Interaction, ReplyPreview
 from tests.fakes.opened import EPOCH, ROOM, open_test_agent, text_from
 from tests.fakes.scripted_model import Call, ScriptedModel
 
@@ -208,3 +209,22 @@ def test_results_that_start_new_work_cause_so_many_turns_in_a_row(count: int) ->
     assert work is not None
     assert len(work.results) == max(0, count - RETRIGGERS_IN_A_ROW)
     assert re.fullmatch(r"r\d+", work.results[0].id) if work.results else True
+
+
+@pytest.mark.parametrize("named", [{"mentions_bot": True}, {"interaction": Interaction(action_id="go")}])
+async def test_who_calls_the_agent_by_name_does_not_wait_for_the_room(
+    clock: MockClock, tmp_path: Path, named: dict[str, Any]
+) -> None:
+    model = ScriptedModel(Call("reply", content="yes?"), Call("reply", content="hello all"))
+    async with open_test_agent(tmp_path, model) as opened:
+        await opened.say("Ann", "what a day", conversation=ROOM)
+        await opened.say("Bob", "@bot hello", conversation=ROOM, **named)
+        assert await opened.said(1) == ["yes?"]  # time stands still, so nothing was waited for
+        asked = model.requests[0].messages[-1].text
+        assert "what a day" in asked
+        assert "@bot hello" in asked
+        await opened.say("Ann", "and more", conversation=ROOM)
+        await opened.settled()
+        assert len(model.requests) == 1
+        await opened.advance(1.1)
+        assert await opened.said(2) == ["yes?", "hello all"]
