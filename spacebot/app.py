@@ -23,6 +23,7 @@ from spacebot.agent.agent import Agent, open_agent
 from spacebot.agent.commands import command_table
 from spacebot.agent.router import Mailboxes, Router
 from spacebot.api.control import control_commands, serve_control
+from spacebot.api.metrics import serve_metrics
 from spacebot.api.server import serve_api, serve_asgi
 from spacebot.base.allocator import give_memory_back
 from spacebot.base.clock import Clock, monotonic_s
@@ -233,6 +234,8 @@ async def _serve(
                 urls = await serving.start(
                     partial(serve_api, program, api, events=program.events, tree=tree, run_id=run_id, stop=program.stop)
                 )
+            if (metrics := program.store.current.metrics).enabled:
+                await serving.start(partial(serve_metrics, program, metrics, tree=tree, stop=program.stop))
             commands = control_commands(
                 program,
                 tree=tree,

@@ -26,12 +26,14 @@ IMPORTERS = {  # foreign library -> the only files that may import it
     "asyncio": {
         "messaging/asyncio_bridge.py",
         "messaging/discord/link.py",
+        "messaging/discord/past.py",
         "messaging/slack/web.py",
     },
     "pypdf": {"agent/documents.py"},
     "hikari": {
         "messaging/discord/link.py",
         "messaging/discord/outbound.py",
+        "messaging/discord/past.py",
         "messaging/discord/refusals.py",
     },
     "slack_sdk": {"messaging/slack/web.py"},

@@ -1,6 +1,7 @@
 """Each item of an index is proved by a test, or waits for something, or is not ours; no item is forgotten."""
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import pytest
 
 from tests import spec
 from tests.memory import pitfalls
+from tests.messaging import pitfalls as messaging_pitfalls
 
 TESTS = Path(__file__).parent
 
@@ -23,7 +25,12 @@ class Index(NamedTuple):
 
     def owns(self, name: str) -> bool:
         """Whether a marker speaks of this table."""
-        return name.rstrip("0123456789") in {known.rstrip("0123456789") for known in self.ids}
+        return _prefix(name) in {_prefix(known) for known in self.ids}
+
+
+def _prefix(name: str) -> str:
+    """What an id has before its number or its single letter."""
+    return re.sub(r"\d+$|(?<=-)[a-z]$", "", name)
 
 
 PROCESSES = Index(
@@ -33,7 +40,15 @@ PROCESSES = Index(
     spec.LATER,
 )
 MEMORY = Index([f"M-P{n:02}" for n in range(1, 48)], pitfalls.ITEMS, pitfalls.ELSEWHERE, pitfalls.NOT_OURS)
-every_index = pytest.mark.parametrize("index", [PROCESSES, MEMORY], ids=["processes", "memory"])
+MESSAGING = Index(
+    [f"D-{n}" for n in range(1, 43)] + [f"D-{letter}" for letter in "abcdefghijklmno"],
+    messaging_pitfalls.ITEMS,
+    messaging_pitfalls.ELSEWHERE,
+    messaging_pitfalls.NOT_OURS,
+)
+every_index = pytest.mark.parametrize(
+    "index", [PROCESSES, MEMORY, MESSAGING], ids=["processes", "memory", "messaging"]
+)
 
 
 def marked() -> Iterator[tuple[str, str]]:

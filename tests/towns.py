@@ -14,12 +14,14 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import trio
 
 from tests.stand_ins import discord, slack
 from tests.stand_ins.discord import DiscordStandIn, open_discord
+from tests.stand_ins.discord_shapes import ADMINISTRATOR
 from tests.stand_ins.openai import last_user_text
 from tests.stand_ins.serving import Answer, Use
 from tests.stand_ins.slack import SlackStandIn, open_slack
@@ -27,7 +29,8 @@ from tests.stand_ins.telegram import Telegram, open_telegram
 from tests.stand_ins.twitch import TwitchStandIn, open_twitch
 
 MARKER = re.compile(r"\bm\d+\b")
-_SAID = re.compile(r"^\[[^\]]*\] [^\n]*?: (?P<text>.*)$", re.MULTILINE)
+PLATFORMS = ("discord", "slack", "telegram", "twitch")
+BOSS = "boss"  # moderates wherever there are moderators
 
 
 def mark(body: Any) -> Answer:
@@ -49,8 +52,8 @@ class Town(Protocol):
     config: str
     complaints: list[str]
 
-    async def say(self, room: int, person: str, text: str, *, addressed: bool, direct: bool = False) -> None:
-        """A person says something; `room` is the number of a room, or -1 for a direct chat."""
+    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> Any:
+        """A person says something; `room` is the number of a room, or -1 for a direct chat. Returns its id there."""
         ...
 
     def heard(self, room: int) -> list[str]:
@@ -63,6 +66,55 @@ class Town(Protocol):
 
     def stall(self, seconds: float) -> None:
         """Answer slowly from now on."""
+        ...
+
+    async def edit(self, room: int, message: Any, text: str) -> None:
+        """Its writer changes a message; nothing happens where that cannot be."""
+        ...
+
+    async def delete(self, room: int, message: Any) -> None:
+        """Its writer takes a message back; nothing happens where that cannot be."""
+        ...
+
+    async def command(self, room: int, person: str, name: str) -> None:
+        """A person gives a command; `BOSS` rules over all rooms."""
+        ...
+
+    async def press(self, room: int, person: str, label: str) -> None:
+        """A person presses a button of the newest message."""
+        ...
+
+    async def attach(self, room: int, person: str, text: str, data: bytes, name: str, media_type: str) -> None:
+        """A person sends a file with some words that name the agent."""
+        ...
+
+    def versions(self, room: int) -> list[str]:
+        """What the newest message of the agent said before it was changed, oldest first."""
+        ...
+
+    def reactions(self) -> list[str]:
+        """Emojis that the agent put on messages."""
+        ...
+
+    def files(self, room: int) -> list[tuple[str, bytes]]:
+        """Names and contents of the files that the agent sent."""
+        ...
+
+    def forbid(self, room: int) -> None:
+        """The agent may not write there any more."""
+        ...
+
+    def slow_down(self) -> None:
+        """The next message of the agent comes too early."""
+        ...
+
+    async def change_token(self, token: str) -> None:
+        """The old token is worth nothing any more, also to those who are signed in with it."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """Whether the agent has a connection."""
         ...
 
 
@@ -78,10 +130,12 @@ class DiscordTown:
     channels: list[str] = field(default_factory=list)
     people: dict[str, str] = field(default_factory=dict)
     guild: str = ""
+    rulers: str = ""  # role of those who moderate
     losses: int = 0
 
     def __post_init__(self) -> None:
         self.guild = self.standin.add_guild("Club")
+        self.rulers = self.standin.add_role(self.guild, "rulers", ADMINISTRATOR)
         self.channels = [self.standin.add_channel(self.guild, f"room{n}") for n in range(self.rooms)]
 
     @property
@@ -97,15 +151,16 @@ class DiscordTown:
 
     def person(self, name: str) -> str:
         if name not in self.people:
-            self.people[name] = self.standin.add_user(name, guild=self.guild)
+            roles = [self.rulers] if name == BOSS else []
+            self.people[name] = self.standin.add_user(name, guild=self.guild, roles=roles)
         return self.people[name]
 
     def place(self, room: int, name: str = "") -> str:
         return self.standin.direct(self.person(name)) if room < 0 else self.channels[room]
 
-    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> None:
+    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> Any:
         mention = f"<@{discord.BOT}> " if addressed and room >= 0 else ""
-        self.standin.post(self.place(room, person), self.person(person), mention + _words(text, addressed))
+        return self.standin.post(self.place(room, person), self.person(person), mention + _words(text, addressed))
 
     def heard(self, room: int, name: str = "") -> list[str]:
         place = self.place(room, name)
@@ -124,6 +179,54 @@ class DiscordTown:
     def stall(self, seconds: float) -> None:
         self.standin.latency_s = seconds
 
+    async def earlier(self, room: int, person: str, text: str) -> None:
+        """What was said before the agent came."""
+        assert not self.connected
+        self.standin.post(self.channels[room], self.person(person), text)
+
+    async def edit(self, room: int, message: str, text: str) -> None:
+        self.standin.edit(self.channels[room], message, text)
+
+    async def delete(self, room: int, message: str) -> None:
+        self.standin.delete(self.channels[room], message)
+
+    async def command(self, room: int, person: str, name: str) -> None:
+        self.standin.command(self.place(room, person), self.person(person), name)
+
+    async def press(self, room: int, person: str, label: str) -> None:
+        carrier = [sent for sent in self.standin.sent if sent.room == self.place(room, person)][-1]
+        buttons = [button for row in carrier.body["components"] for button in row["components"]]
+        action = next(button["custom_id"] for button in buttons if button["label"] == label)
+        self.standin.press(carrier.room, self.person(person), carrier.id, action)
+
+    async def attach(self, room: int, person: str, text: str, data: bytes, name: str, media_type: str) -> None:
+        file = self.standin.attach(self.channels[room], name, data, media_type)
+        words = f"<@{discord.BOT}> {text} addressed"
+        self.standin.post(self.channels[room], self.person(person), words, attachments=[file])
+
+    def versions(self, room: int) -> list[str]:
+        return [sent for sent in self.standin.sent if sent.room == self.channels[room]][-1].edits
+
+    def reactions(self) -> list[str]:
+        return [emoji for _, emoji in self.standin.reactions]
+
+    def files(self, room: int) -> list[tuple[str, bytes]]:
+        return [file for sent in self.standin.sent if sent.room == self.channels[room] for file in sent.files]
+
+    def forbid(self, room: int) -> None:
+        self.standin.revoke(self.channels[room], "send")
+
+    def slow_down(self) -> None:
+        self.standin.refuse_next(1, retry_after_s=1.0)
+
+    async def change_token(self, token: str) -> None:
+        self.standin.token = token
+        self.standin.close_sockets(4004)
+
+    @property
+    def connected(self) -> bool:
+        return self.standin.connected > 0
+
 
 @dataclass
 class SlackTown:
@@ -133,6 +236,7 @@ class SlackTown:
     channels: list[str] = field(default_factory=list)
     people: dict[str, str] = field(default_factory=dict)
     losses: int = 0
+    thread: str | None = None  # where people talk from now on
 
     def __post_init__(self) -> None:
         self.channels = [self.standin.add_channel(f"C{n:03}", f"room{n}") for n in range(self.rooms)]
@@ -150,7 +254,8 @@ class SlackTown:
 
     def person(self, name: str) -> str:
         if name not in self.people:
-            self.people[name] = self.standin.add_user(f"U{len(self.people):04}", name, display=name)
+            number = f"U{len(self.people):04}"
+            self.people[name] = self.standin.add_user(number, name, display=name, is_admin=name == BOSS)
         return self.people[name]
 
     def place(self, room: int, name: str = "") -> str:
@@ -161,9 +266,10 @@ class SlackTown:
             self.standin.add_channel(number, user=self.person(name))
         return number
 
-    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> None:
+    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> Any:
         mention = f"<@{slack.BOT}> " if addressed and room >= 0 else ""
-        self.standin.post(self.place(room, person), self.person(person), mention + _words(text, addressed))
+        words = mention + _words(text, addressed)
+        return self.standin.post(self.place(room, person), self.person(person), words, thread=self.thread)
 
     def heard(self, room: int, name: str = "") -> list[str]:
         place = self.place(room, name)
@@ -178,6 +284,55 @@ class SlackTown:
 
     def stall(self, seconds: float) -> None:
         self.standin.latency_s = seconds
+
+    async def earlier(self, room: int, person: str, text: str) -> None:
+        """What was said before the agent came."""
+        self.standin.keep(self.channels[room], self.person(person), text)
+
+    async def edit(self, room: int, message: str, text: str) -> None:
+        self.standin.edit(self.channels[room], message, text)
+
+    async def delete(self, room: int, message: str) -> None:
+        self.standin.delete(self.channels[room], message)
+
+    async def command(self, room: int, person: str, name: str) -> None:
+        self.standin.slash(self.place(room, person), self.person(person), "/spacebot", name)
+
+    async def press(self, room: int, person: str, label: str) -> None:
+        carrier = [sent for sent in self.standin.sent if sent.channel == self.place(room, person)][-1]
+        buttons = [button for block in carrier.blocks if block["type"] == "actions" for button in block["elements"]]
+        self.standin.press(
+            carrier, self.person(person), next(button for button in buttons if button["text"]["text"] == label)
+        )
+
+    async def attach(self, room: int, person: str, text: str, data: bytes, name: str, media_type: str) -> None:
+        file = self.standin.add_file(name, media_type, data)
+        words = f"<@{slack.BOT}> {text} addressed"
+        self.standin.post(self.channels[room], self.person(person), words, files=[file])
+
+    def versions(self, room: int) -> list[str]:
+        return [sent for sent in self.standin.sent if sent.channel == self.channels[room]][-1].versions
+
+    def reactions(self) -> list[str]:
+        return [name for _, _, name in self.standin.reactions]
+
+    def files(self, room: int) -> list[tuple[str, bytes]]:
+        sent = [number for sent in self.standin.sent if sent.channel == self.channels[room] for number in sent.files]
+        return [(self.standin.files[number].name, self.standin.files[number].data) for number in sent]
+
+    def forbid(self, room: int) -> None:
+        self.standin.channels[self.channels[room]].is_member = False
+
+    def slow_down(self) -> None:
+        self.standin.rate_limit(1, "1", method="chat.postMessage")
+
+    async def change_token(self, token: str) -> None:
+        self.standin.bot_token = token
+        self.standin.drop_sockets()
+
+    @property
+    def connected(self) -> bool:
+        return self.standin.sockets > 0
 
 
 @dataclass
@@ -203,14 +358,17 @@ class TelegramTown:
     def person(self, name: str) -> Any:
         if name not in self.people:
             self.people[name] = self.standin.user(name, username=name)
+            if name == BOSS:
+                for chat in self.chats:
+                    chat.administrators.add(self.people[name].id)
         return self.people[name]
 
     def place(self, room: int, name: str = "") -> Any:
         return self.standin.private(self.person(name)) if room < 0 else self.chats[room]
 
-    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> None:
+    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> Any:
         mention = "@spacebot_bot " if addressed and room >= 0 else ""
-        self.standin.post(self.place(room, person), self.person(person), mention + _words(text, addressed))
+        return self.standin.post(self.place(room, person), self.person(person), mention + _words(text, addressed))
 
     def heard(self, room: int, name: str = "") -> list[str]:
         return self.standin.texts(self.place(room, name))
@@ -224,6 +382,50 @@ class TelegramTown:
 
     def stall(self, seconds: float) -> None:
         self.standin.latency_s = seconds
+
+    async def edit(self, room: int, message: int, text: str) -> None:
+        self.standin.edit(self.chats[room], message, text)
+
+    async def delete(self, room: int, message: int) -> None:
+        """Telegram tells bots nothing of that."""
+
+    async def command(self, room: int, person: str, name: str) -> None:
+        self.standin.post(self.place(room, person), self.person(person), f"/{name.replace('-', '_')}@spacebot_bot")
+
+    async def press(self, room: int, person: str, label: str) -> None:
+        chat = self.place(room, person)
+        carrier = [sent for sent in self.standin.sent if sent.chat_id == chat.id][-1]
+        self.standin.press(chat, self.person(person), carrier.message_id, label)
+
+    async def attach(self, room: int, person: str, text: str, data: bytes, name: str, media_type: str) -> None:
+        words, kind = f"@spacebot_bot {text} addressed", "photo" if media_type.startswith("image/") else "document"
+        more = {} if kind == "photo" else {"file_name": name, "mime_type": media_type}
+        self.standin.attach(self.chats[room], self.person(person), kind, data, words, **more)
+
+    def versions(self, room: int) -> list[str]:
+        newest = [sent for sent in self.standin.sent if sent.chat_id == self.chats[room].id][-1]
+        return [text for _, text in newest.edits]
+
+    def reactions(self) -> list[str]:
+        return [emoji for _, _, emojis in self.standin.reactions for emoji in emojis]
+
+    def files(self, room: int) -> list[tuple[str, bytes]]:
+        uploads = [sent.upload for sent in self.standin.sent if sent.chat_id == self.chats[room].id]
+        return [(upload.filename, upload.data) for upload in uploads if upload is not None]
+
+    def forbid(self, room: int) -> None:
+        self.standin.kick(self.chats[room])
+
+    def slow_down(self) -> None:
+        self.standin.slow_down(retry_after=1, method="sendMessage")
+
+    async def change_token(self, token: str) -> None:
+        self.standin.token = token
+        self.standin.hang_up(method="getUpdates")
+
+    @property
+    def connected(self) -> bool:
+        return self.standin.is_polled
 
 
 @dataclass
@@ -248,9 +450,11 @@ class TwitchTown:
     def complaints(self) -> list[str]:
         return self.standin.complaints
 
-    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> None:
+    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> Any:
         mention = f"@{self.standin.login} " if addressed else ""
-        await self.standin.post(f"room{max(room, 0)}", person, mention + _words(text, addressed))
+        badges = "moderator/1" if person == BOSS else ""
+        words = mention + _words(text, addressed)
+        return await self.standin.post(f"room{max(room, 0)}", person, words, badges=badges)
 
     def heard(self, room: int, name: str = "") -> list[str]:
         return [said.text for said in self.standin.sent if said.room == f"room{max(room, 0)}"]
@@ -261,6 +465,44 @@ class TwitchTown:
 
     def stall(self, seconds: float) -> None:
         self.standin.is_mute = seconds > 0
+
+    async def edit(self, room: int, message: str, text: str) -> None:
+        """There is no such thing there."""
+
+    async def delete(self, room: int, message: str) -> None:
+        await self.standin.delete(f"room{room}", message)
+
+    async def command(self, room: int, person: str, name: str) -> None:
+        await self.standin.post(f"room{room}", person, f"/{name}", badges="moderator/1" if person == BOSS else "")
+
+    async def press(self, room: int, person: str, label: str) -> None:
+        raise NotImplementedError("there are no buttons there")
+
+    async def attach(self, room: int, person: str, text: str, data: bytes, name: str, media_type: str) -> None:
+        raise NotImplementedError("there are no files there")
+
+    def versions(self, room: int) -> list[str]:
+        return []
+
+    def reactions(self) -> list[str]:
+        return []
+
+    def files(self, room: int) -> list[tuple[str, bytes]]:
+        return []
+
+    def forbid(self, room: int) -> None:
+        self.standin.refusals.append(("msg_banned", f"You are permanently banned from talking in room{room}."))
+
+    def slow_down(self) -> None:
+        self.standin.refusals.append(("msg_slowmode", "This room is in slow mode. Wait another 1 seconds."))
+
+    async def change_token(self, token: str) -> None:
+        self.standin.token = token
+        await self.standin.drop()
+
+    @property
+    def connected(self) -> bool:
+        return self.standin.connected > 0
 
 
 AnyTown = DiscordTown | SlackTown | TelegramTown | TwitchTown
@@ -291,19 +533,33 @@ class Towns:
 
 @asynccontextmanager
 async def open_towns(
-    *, rooms: int, platforms: tuple[str, ...] = ("discord", "slack", "telegram", "twitch"), keep: bool = True
+    *,
+    rooms: int,
+    platforms: tuple[str, ...] = PLATFORMS,
+    keep: bool = True,
+    ports: Mapping[str, int] = MappingProxyType({}),
 ) -> AsyncIterator[Towns]:
-    """Run the stand-ins while the block runs."""
+    """Run the stand-ins while the block runs.
+
+    Args:
+        ports: where a platform is; any free port for those that are not named.
+    """
     async with AsyncExitStack() as stack:
         towns: dict[str, AnyTown] = {}
         if "discord" in platforms:
-            towns["discord"] = DiscordTown(await stack.enter_async_context(open_discord()), rooms)
+            towns["discord"] = DiscordTown(
+                await stack.enter_async_context(open_discord(port=ports.get("discord", 0))), rooms
+            )
         if "slack" in platforms:
-            towns["slack"] = SlackTown(await stack.enter_async_context(open_slack()), rooms)
+            towns["slack"] = SlackTown(await stack.enter_async_context(open_slack(port=ports.get("slack", 0))), rooms)
         if "telegram" in platforms:
-            towns["telegram"] = TelegramTown(await stack.enter_async_context(open_telegram(keep=keep)), rooms)
+            towns["telegram"] = TelegramTown(
+                await stack.enter_async_context(open_telegram(keep=keep, port=ports.get("telegram", 0))), rooms
+            )
         if "twitch" in platforms:
-            towns["twitch"] = TwitchTown(await stack.enter_async_context(open_twitch()), rooms)
+            towns["twitch"] = TwitchTown(
+                await stack.enter_async_context(open_twitch(port=ports.get("twitch", 0))), rooms
+            )
         yield Towns(towns)
 
 

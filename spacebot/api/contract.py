@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from spacebot.agent.cortex import Cortex
 from spacebot.agent.cortex_chat import CortexChat
+from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import ForgottenPerson, Traces
 from spacebot.agent.ingestion import Ingestion
 from spacebot.agent.profile import Profile
@@ -35,6 +36,11 @@ class AgentHandle(Protocol):
     @property
     def conversations(self) -> Conversations:
         """The agent's durable log."""
+        ...
+
+    @property
+    def delivery(self) -> Delivery:
+        """What it sends to platforms."""
         ...
 
     @property

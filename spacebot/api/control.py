@@ -326,7 +326,7 @@ class _Commands:
             agents=list(program.agents),
             processes={str(kind): counts.get(kind, 0) for kind in NodeKind},
             warnings=list(self._store.warnings),
-            adapters=messaging_status(program)["instances"],
+            adapters=(await messaging_status(program))["instances"],
         )
 
     async def state(self, request: JsonObject, reply: Reply) -> None:

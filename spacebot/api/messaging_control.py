@@ -5,6 +5,7 @@ Floor:   api
 Source:  messaging spec 16; control spec 4.7
 """
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,24 +14,49 @@ from typing import Any
 
 import trio
 
-from spacebot.api.contract import Program
+from spacebot.api.contract import AgentHandle, Program
 from spacebot.base.clock import to_text
-from spacebot.base.errors import DeliveryError, NotFoundError, RefusedError
+from spacebot.base.errors import DeliveryError, NotFoundError, RefusedError, StorageError
+from spacebot.base.telemetry import kv
 from spacebot.config.messaging import PLATFORMS
 from spacebot.messaging.states import AdapterState, Connection
 
+log = logging.getLogger(__name__)
+
+STORE_S = 3.0  # for one agent's count; who asks how the adapters are must hear it even if a store hangs
 PATIENCE_S = 30.0  # for a platform that is asked whether all is well
 MAX_TEST_TEXT = 2000  # characters
 
 JsonObject = Mapping[str, Any]
 
 
-def messaging_status(program: Program) -> dict[str, Any]:
+async def queued(program: Program) -> Counter[str]:
+    """How many messages wait to be delivered, by adapter; what waits in a store that fails or hangs is not counted."""
+    waiting: Counter[str] = Counter()
+
+    async def count(agent: AgentHandle) -> None:
+        reason = f"no answer within {STORE_S:.0f} s"
+        with trio.move_on_after(STORE_S):
+            try:
+                waiting.update(await agent.delivery.outbox.counts())
+                return
+            except StorageError as error:
+                reason = str(error)
+        log.warning("waiting messages not counted", extra=kv(agent=agent.id, error=reason))
+
+    async with trio.open_nursery() as nursery:
+        for agent in program.agents.values():
+            nursery.start_soon(count, agent)
+    return waiting
+
+
+async def messaging_status(program: Program) -> dict[str, Any]:
     """Every platform, and under `instances` every account: those in use, those switched off, those that cannot be.
 
     Under `warnings` stands what else is wrong with accounts and bindings in the file, in words.
     """
     messaging = program.config.messaging
+    waiting = await queued(program)
     states = {state.key: state for state in program.messaging.states()}
     bound = Counter(binding.adapter_key for binding in program.config.bindings)
     instances = []
@@ -45,6 +71,8 @@ def messaging_status(program: Program) -> dict[str, Any]:
     instances.extend(  # those that need no account, and those that are just being taken away
         _instance(state, is_configured=True, is_enabled=True, bindings=bound[state.key]) for state in states.values()
     )
+    for instance in instances:
+        instance["queued"] += waiting[instance["key"]]
     own: dict[str, Any] = {
         platform: {
             "configured": any(i["configured"] for i in instances if i["platform"] == platform),
@@ -123,7 +151,7 @@ async def answer_messaging(program: Program, request: JsonObject, send: Callable
     """
     key = request.get("test")
     if key is None:
-        await send("messaging", **messaging_status(program))
+        await send("messaging", **await messaging_status(program))
         return
     target, text = request.get("target"), request.get("text")
     if not all(value is None or isinstance(value, str) for value in (target, text)) or not isinstance(key, str):

@@ -141,7 +141,7 @@ class SetupRoutes:
 
     async def status(self, _: Request) -> Response:
         """Every platform and every account, with how its connection is."""
-        return JSONResponse(messaging_status(self._program))
+        return JSONResponse(await messaging_status(self._program))
 
     async def toggle(self, request: Request) -> Response:
         """Switch an account on or off."""

@@ -58,19 +58,5 @@ def set_up_logging(folder: Path | None, *, debug: bool, console: bool, quiet: It
         handler.setFormatter(_LineFormatter())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=handlers, force=True)
     logging.captureWarnings(True)
-    for name in (
-        "httpx",
-        "httpx2",
-        "httpcore",
-        "httpcore2",
-        "anthropic",
-        "openai",
-        "hypercorn",
-        "watchfiles",
-        "hikari",
-        "slack_sdk",
-        "telegram",
-        "aiohttp",
-        *quiet,
-    ):
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2", "anthropic", "openai", "hypercorn", "watchfiles", *quiet):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -29,6 +29,7 @@ from spacebot.config.model import (
     ApiType,
     Config,
     LlmConfig,
+    MetricsConfig,
     ProviderConfig,
     RoutingConfig,
 )
@@ -40,7 +41,7 @@ DEMO = "demo"
 MAX_FILE_BYTES = 4_000_000  # a configuration is kilobytes; more is a mistaken path
 
 # Tables and keys that belong to the file's format and have no effect yet.
-_UNUSED_TOP = frozenset({"mcp_servers", "metrics", "telemetry"})
+_UNUSED_TOP = frozenset({"mcp_servers", "telemetry"})
 _UNUSED_AGENT = frozenset({"browser", "opencode", "mcp", "permissions", "brave_search_key", "routing_profile"})
 _UNUSED_LLM = frozenset({"kilo_key", "opencode_go_key", "minimax_cn_key", "github_copilot_key"})
 _UNUSED_ROUTING = frozenset({"prompt_routing"}) | {
@@ -131,8 +132,10 @@ class _Reader(Reading):
             top = self.resolve_table(self.source.tables, (), quiet=False)
         except RecursionError as error:
             raise ConfigError(f"{self.source.path} is nested too deeply") from error
-        known = self.known_keys(top, {"api", "llm", "defaults", "agents", "messaging", "bindings"}, _UNUSED_TOP, ())
+        tables = {"api", "metrics", "llm", "defaults", "agents", "messaging", "bindings"}
+        known = self.known_keys(top, tables, _UNUSED_TOP, ())
         api = self.validate(ApiConfig, self._table(known, "api", (), ApiConfig), ("api",))
+        metrics = self.validate(MetricsConfig, self._table(known, "metrics", (), MetricsConfig), ("metrics",))
         llm = self._read_llm(self.subtable(known, "llm", ()))
         agents = self._read_agents(known)
         messaging = read_messaging(self, known, agents)
@@ -142,7 +145,10 @@ class _Reader(Reading):
             self.report_unresolved()
         self.check()
         assert api is not None
-        config = Config(api=api, llm=llm, messaging=messaging, bindings=bindings, agents=tuple(agents))
+        assert metrics is not None
+        config = Config(
+            api=api, metrics=metrics, llm=llm, messaging=messaging, bindings=bindings, agents=tuple(agents)
+        )
         return LoadedConfig(config=config, warnings=self.warnings, content_hash=self.source.content_hash)
 
     def _sort_keys(self, table: Table, model: type[BaseModel], path: KeyPath) -> Table:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from spacebot.base.clock import parse_zone
 from spacebot.base.errors import ConfigError
@@ -36,12 +36,25 @@ def _as_value_error() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
+def _is_address(value: str) -> str:
+    value = value.removeprefix("[").removesuffix("]")  # ::1 as people write it in URLs
+    if value != "localhost":
+        try:
+            ip_address(value)
+        except ValueError as error:
+            raise ValueError("must be an IP address such as 127.0.0.1 or ::1, or 'localhost'") from error
+    return value
+
+
+Address = Annotated[str, AfterValidator(_is_address)]
+
+
 class ApiConfig(Table):
     """`[api]`: the HTTP face."""
 
     enabled: bool = True
     port: int = Field(default=5738, ge=0, le=65535)  # 0 lets the system choose
-    bind: str = "127.0.0.1"
+    bind: Address = "127.0.0.1"
     auth_token: SecretStr | None = None
     allowed_origins: tuple[str, ...] = ()  # pages of other sites that may show the web chat in a frame
 
@@ -54,17 +67,6 @@ class ApiConfig(Table):
                 raise ValueError(f"{value!r} must be scheme, host and port of the page, such as 'https://example.org'")
         return values
 
-    @field_validator("bind")
-    @classmethod
-    def _is_address(cls, value: str) -> str:
-        value = value.removeprefix("[").removesuffix("]")  # ::1 as people write it in URLs
-        if value != "localhost":
-            try:
-                ip_address(value)
-            except ValueError as error:
-                raise ValueError("must be an IP address such as 127.0.0.1 or ::1, or 'localhost'") from error
-        return value
-
     @model_validator(mode="after")
     def _open_needs_token(self) -> Self:
         if self.enabled and not self.is_loopback and self.auth_token is None:
@@ -75,6 +77,14 @@ class ApiConfig(Table):
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
         return is_loopback_address(self.bind)
+
+
+class MetricsConfig(Table):
+    """`[metrics]`: figures for Prometheus on a port of their own. They hold nothing secret, so any bind will do."""
+
+    enabled: bool = False
+    port: int = Field(default=9090, ge=0, le=65535)  # 0 lets the system choose
+    bind: Address = "127.0.0.1"
 
 
 class ApiType(StrEnum):
@@ -267,6 +277,7 @@ class Config(Table):
     """The whole file."""
 
     api: ApiConfig = ApiConfig()
+    metrics: MetricsConfig = MetricsConfig()
     llm: LlmConfig = LlmConfig()
     messaging: MessagingConfig = MessagingConfig()
     bindings: tuple[BindingConfig, ...] = ()

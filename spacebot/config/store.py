@@ -120,6 +120,9 @@ def _restart_keys(old: Config, new: Config) -> Iterator[str]:
         yield "api.auth_token"
     if old.api.allowed_origins != new.api.allowed_origins:
         yield "api.allowed_origins"
+    for key in ("enabled", "bind", "port"):
+        if getattr(old.metrics, key) != getattr(new.metrics, key):
+            yield f"metrics.{key}"
     before, after = ({agent.id: agent.workspace for agent in config.agents} for config in (old, new))
     for agent_id in sorted(before.keys() ^ after.keys()):
         yield f"agents[{agent_id}]"

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -18,10 +19,12 @@ import httpx2
 
 from spacebot.llm.ambient import without_ambient
 from spacebot.llm.dialect import (
+    Base64,
     StreamCutError,
     StreamFaultError,
     Target,
     ToolsCache,
+    encode,
     finish_of,
     parse_arguments,
     parse_event,
@@ -97,7 +100,8 @@ class AnthropicDialect:
         """Ask once and read the stream to its end."""
         import anthropic
 
-        body = to_wire(request, target, self._tools, retention=os.environ.get(RETENTION_VARIABLE, "short"))
+        retention = os.environ.get(RETENTION_VARIABLE, "short")
+        body = await encode(request, partial(to_wire, request, target, self._tools, retention=retention))
         sdk = SdkErrors(anthropic.AnthropicError, anthropic.APIStatusError)
         reader = StreamReader()
 
@@ -256,7 +260,7 @@ def _blocks(message: ModelMessage) -> list[dict[str, object]]:
                 if text.strip():
                     blocks.append({"type": "text", "text": text})
             case Image(media_type, data):
-                source = {"type": "base64", "media_type": media_type, "data": data}
+                source = {"type": "base64", "media_type": media_type, "data": Base64(data)}
                 blocks.append({"type": "image", "source": source})
             case ToolCall():
                 arguments = part.arguments if part.arguments is not None else {}

@@ -5,17 +5,22 @@ Floor:  llm; may import base, config
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import trio
+
 from spacebot.config.model import ApiType
 from spacebot.config.provider_table import ProviderEntry
-from spacebot.llm.messages import FinishReason, JsonObject, ModelReply, ModelRequest, OnDelta, ToolSpec
+from spacebot.llm.messages import FinishReason, Image, JsonObject, ModelReply, ModelRequest, OnDelta, ToolSpec
 
 # Control characters inside strings are accepted: models send them unescaped. NaN and Infinity are no JSON.
 _LENIENT = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
 _TOOLS_KEPT = 256  # sets of tools whose wire form is kept
+_LARGE = 100_000  # characters of pictures in a request; more are written in a thread
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,19 +100,53 @@ def parse_event(data: bytes) -> dict[str, Any]:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class Base64:
+    """A text for a request's body: `prefix` and base64, which `to_json_bytes` copies instead of escaping it."""
+
+    data: str
+    prefix: str = ""
+
+
+async def encode(request: ModelRequest, write: Callable[[], bytes]) -> bytes:
+    """Write a request's body; in a thread when it holds large pictures, as megabytes take too long for the loop."""
+    size = sum(len(part.data) for message in request.messages for part in message.parts if isinstance(part, Image))
+    return write() if size <= _LARGE else await trio.to_thread.run_sync(write)
+
+
 def to_json_bytes(value: object) -> bytes:
     """JSON as it goes over the wire; lone surrogates, which UTF-8 cannot hold, become question marks."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain).encode("utf-8", "replace")
+    return b"".join(_json_pieces(value))
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} cannot travel to a model")
+def _json_pieces(value: object) -> list[bytes]:
+    """The same in pieces: each `Base64` is one of its own, between what was written around it."""
+    copied: list[bytes] = []
+    mark = secrets.token_hex(16)
+
+    def plain(item: object) -> object:
+        if isinstance(item, Base64):
+            data = item.data.encode("utf-8", "replace")
+            if data.translate(None, _BASE64):  # not what it is said to be: it may need escaping
+                return item.prefix + item.data
+            copied.append(data)
+            return item.prefix + mark
+        if isinstance(item, Mapping):
+            return dict(item)
+        raise TypeError(f"{type(item).__name__} cannot travel to a model")
+
+    written = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=plain).encode("utf-8", "replace")
+    if not copied:
+        return [written]
+    first, *others = written.split(mark.encode())
+    pieces = [first]
+    for data, other in zip(copied, others, strict=True):
+        pieces += (data, other)
+    return pieces
 
 
 class ToolsCache:
-    """The wire form of sets of tools, by identity: schemas are large and never change."""
+    """The wire form of sets of tools, by identity: schemas are large and never change. Threads may share it."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[int | bool, ...], tuple[tuple[ToolSpec, ...], bytes]] = {}
@@ -132,7 +171,8 @@ class Render(Protocol):
 
 def splice(body: dict[str, object], name: str, value: bytes) -> bytes:
     """The JSON of a body with one more field whose value is JSON already."""
-    return to_json_bytes(body)[:-1] + b',"' + name.encode() + b'":' + value + b"}"
+    pieces = _json_pieces(body)
+    return b"".join((*pieces[:-1], pieces[-1][:-1], b',"', name.encode(), b'":', value, b"}"))
 
 
 def finish_of(reason: FinishReason, *, has_calls: bool) -> FinishReason:

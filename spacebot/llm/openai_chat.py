@@ -7,6 +7,7 @@ Source: control spec 2.9, 2.13, 2.15, pitfalls 40 to 50, 57
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,10 +17,12 @@ from spacebot.base.ids import new_uuid
 from spacebot.config.model import ApiType
 from spacebot.llm.ambient import without_ambient
 from spacebot.llm.dialect import (
+    Base64,
     StreamCutError,
     StreamFaultError,
     Target,
     ToolsCache,
+    encode,
     finish_of,
     parse_arguments,
     parse_event,
@@ -88,7 +91,7 @@ class OpenAiChatDialect:
         """Ask once and read the stream to its end."""
         import openai
 
-        body = to_wire(request, target, self._tools)
+        body = await encode(request, partial(to_wire, request, target, self._tools))
         reader = StreamReader()
 
         def take(piece: bytes) -> bool:
@@ -198,7 +201,7 @@ def _user(message: ModelMessage) -> list[dict[str, object]]:
         if isinstance(part, Text) and part.text.strip():
             content.append({"type": "text", "text": part.text})
         elif isinstance(part, Image):
-            url = f"data:{part.media_type};base64,{part.data}"
+            url = Base64(part.data, prefix=f"data:{part.media_type};base64,")
             content.append({"type": "image_url", "image_url": {"url": url}})
     if len(content) == 1 and content[0]["type"] == "text":
         wire.append({"role": "user", "content": content[0]["text"]})

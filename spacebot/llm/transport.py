@@ -38,6 +38,7 @@ CONNECTIONS = 20  # per client; with 100 the pool's own search is a tenth of a c
 SHARDS = 50  # clients at most
 TIMEOUT = httpx2.Timeout(connect=10, read=120, write=120, pool=10)  # seconds; read counts between two pieces
 DRAIN_S = 0.5  # a body that goes on for longer after its last event costs the connection
+PIECE = 262_144  # bytes of a request's body that are encrypted and written at once; 10 MB take 40 ms
 UPSTREAM_CHARACTERS = 300  # of a provider's own words in an error
 
 _LENGTH_CODES = frozenset(
@@ -105,7 +106,25 @@ class Transport:
 
 def _new_client(ssl: SSLContext) -> httpx2.AsyncClient:
     limits = httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=60)
-    return httpx2.AsyncClient(verify=ssl, timeout=TIMEOUT, limits=limits, follow_redirects=False)
+    hooks = {"request": [_send_in_pieces]}
+    return httpx2.AsyncClient(verify=ssl, timeout=TIMEOUT, limits=limits, follow_redirects=False, event_hooks=hooks)
+
+
+class _Pieces(httpx2.AsyncByteStream):
+    """A body that is handed over piece by piece, so that others have their turn while a large one is sent."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, len(self._body), PIECE):
+            yield self._body[start : start + PIECE]
+
+
+async def _send_in_pieces(request: httpx2.Request) -> None:
+    """A hook of the client; the length is in the headers already."""
+    if isinstance(request.stream, httpx2.ByteStream) and len(request.content) > PIECE:
+        request.stream = _Pieces(request.content)
 
 
 @asynccontextmanager

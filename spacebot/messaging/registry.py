@@ -4,6 +4,7 @@ Flow:    account -> build_adapter (import in a thread) -> adapter
 Floor:   messaging
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,6 +26,9 @@ _MODULES = {
     "twitch": "spacebot.messaging.twitch",
     "webhook": "spacebot.messaging.webhook",
 }
+
+
+CHATTY = ("hikari", "slack_sdk", "telegram", "aiohttp")  # loggers whose informing lines hold people's data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,8 @@ async def build_adapter(platform: str, key: str, account: AnyAccount, seams: Sea
 
     Errors: DeliveryError when the account cannot be one of the platform's (a token of the wrong form).
     """
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     assert seams.host is not None
     module = await trio.to_thread.run_sync(import_module, _MODULES[platform])
     adapter: Adapter

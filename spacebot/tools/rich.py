@@ -6,6 +6,7 @@ Floor:  tools
 Source: messaging spec 7 and 8; pitfalls 24, 25, 27 and 28 of its section 19
 """
 
+import json
 import mimetypes
 import os
 from pathlib import Path
@@ -115,6 +116,9 @@ class RichReplyArguments(ReplyArguments):
         default_factory=list, description="rows of buttons or lists", max_length=MOST_ROWS
     )
     poll: PollArguments | None = None
+    blocks: list[dict[str, Any]] = Field(
+        default_factory=list, description="layout blocks in the platform's own JSON, where it has such", max_length=50
+    )
 
 
 class RichReply(Reply):
@@ -126,8 +130,8 @@ class RichReply(Reply):
         rich = rich_of(arguments)
         text = arguments.content.strip() or (words_of(rich) if rich else "")
         check_outgoing(text)
-        if rich is not None and (kind := find_secret(words_of(rich))):
-            raise ToolError(f"a card, button or poll holds a secret ({kind}); say it without the secret")
+        if rich is not None and (kind := find_secret(f"{words_of(rich)}\n{json.dumps(rich.blocks)}")):
+            raise ToolError(f"a card, button, poll or block holds a secret ({kind}); say it without the secret")
         message_id = await self._turn.reply(text, rich)
         return ToolOutput(f'{{"success": true, "message_id": "{message_id}"}}', ends_turn=True)
 
@@ -139,6 +143,7 @@ def rich_of(arguments: RichReplyArguments) -> Rich | None:
         rows=tuple(row for row in map(_row, arguments.interactive_elements) if row != Row()),
         poll=_poll(arguments.poll),
         thread_name=arguments.thread_name.strip()[:THREAD_NAME] or None,
+        blocks=tuple(arguments.blocks),
     )
     return None if rich == Rich() else rich
 

@@ -268,6 +268,7 @@ async def test_a_file_that_is_too_large_is_not_fetched(office: Office) -> None:
     assert office.host.asked == []
 
 
+@pytest.mark.spec("D-39")
 async def test_a_file_that_is_larger_than_it_says_is_cut_off(office: Office) -> None:
     body = b"x" * (21 * 2**20)
     described = await office.describe(await office.say(("a.txt", "text/plain", body), announce=False))
@@ -322,6 +323,7 @@ async def test_nothing_is_fetched_twice(office: Office) -> None:
     assert len(office.host.asked) == 3
 
 
+@pytest.mark.spec("D-39")
 async def test_names_are_unique_and_stay_in_their_folder(office: Office) -> None:
     names = [
         "../../etc/passwd",
@@ -342,6 +344,7 @@ async def test_names_are_unique_and_stay_in_their_folder(office: Office) -> None
     assert not [path for path in office.paths.workspace.iterdir() if path.name != "attachments" and path.is_file()]
 
 
+@pytest.mark.spec("D-39")
 async def test_links_that_a_worker_laid_are_not_followed(office: Office, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -444,6 +447,7 @@ PICTURES: Mapping[bytes, Picture] = {
 
 
 @pytest.mark.parametrize("data", PICTURES, ids=lambda data: repr(data[:6]))
+@pytest.mark.spec("D-15")
 def test_pictures_are_known_by_their_bytes(data: bytes) -> None:
     assert picture_of(data) == PICTURES[data]
     for end in range(len(data)):

@@ -51,7 +51,7 @@ async def test_an_answer_goes_out_to_where_the_question_came_from(clock: MockClo
         assert await opened.agent.delivery.outbox.take(sent.target.conversation_id) is None
 
 
-@pytest.mark.spec("P25")
+@pytest.mark.spec("P25", "D-1")
 async def test_each_answer_is_tied_to_its_own_question(clock: MockClock, tmp_path: Path) -> None:
     platform = FakePlatform()
     model = ScriptedModel(Call("reply", content="to one"), Call("reply", content="to two"))
@@ -101,6 +101,7 @@ async def test_after_a_lost_connection_the_rest_of_a_long_answer_follows(clock: 
         assert len(sent.message.sent) == 2
 
 
+@pytest.mark.spec("D-n")
 async def test_what_nobody_will_get_is_told_to_the_model_once(clock: MockClock, tmp_path: Path) -> None:
     platform = FakePlatform(failures=[DeliveryError("the bot may not write here", is_permanent=True)])
     model = ScriptedModel(*(Call("reply", content=f"answer {n}") for n in range(3)))
@@ -209,6 +210,7 @@ async def test_a_reaction_goes_to_the_message_that_caused_it(clock: MockClock, t
         assert (sent.message.kind, sent.text, sent.target.message_id) == (OutboundKind.REACTION, "👍", "m7")
 
 
+@pytest.mark.spec("D-22")
 async def test_typing_begins_with_the_turn_and_always_ends(clock: MockClock, tmp_path: Path) -> None:
     platform = FakePlatform()
     gate = trio.Event()
@@ -318,6 +320,7 @@ async def test_answers_are_fetched_where_nothing_is_pushed(clock: MockClock, tmp
         assert await opened.agent.delivery.outbox.waiting(message.conversation_id, 10) == []
 
 
+@pytest.mark.spec("D-27")
 async def test_a_file_of_the_workspace_is_sent_as_it_was(clock: MockClock, tmp_path: Path) -> None:
     platform = FakePlatform()
     platform.stalls = trio.Event()
@@ -356,6 +359,7 @@ async def test_a_file_of_the_workspace_is_sent_as_it_was(clock: MockClock, tmp_p
         ("key.txt", b"token sk-ant-api03-" + b"aB3dE5gH7jK9" * 8, "secret"),
     ],
 )
+@pytest.mark.spec("D-27")
 async def test_files_that_must_not_go_out_do_not(
     clock: MockClock, tmp_path: Path, path: str, content: bytes | None, reason: str
 ) -> None:
@@ -372,6 +376,7 @@ async def test_files_that_must_not_go_out_do_not(
         assert reason in str(model.requests[1].messages[-1].parts)
 
 
+@pytest.mark.spec("D-24", "D-25")
 async def test_parts_beside_the_words_travel_through_the_log(clock: MockClock, tmp_path: Path) -> None:
     platform = FakePlatform()
     model = ScriptedModel(
@@ -393,12 +398,21 @@ async def test_parts_beside_the_words_travel_through_the_log(clock: MockClock, t
         assert rich.poll is None  # nobody could vote on that
 
 
-async def test_secrets_in_parts_are_refused(clock: MockClock, tmp_path: Path) -> None:
+KEY = "sk-ant-api03-" + "aB3dE5gH7jK9" * 8
+
+
+@pytest.mark.spec("D-28")
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"cards": [{"title": "key", "description": KEY}]},
+        {"blocks": [{"type": "section", "text": {"type": "mrkdwn", "text": KEY}}]},
+        {"interactive_elements": [{"options": [{"label": KEY}]}]},
+    ],
+)
+async def test_secrets_in_parts_are_refused(clock: MockClock, tmp_path: Path, parts: dict[str, object]) -> None:
     platform = FakePlatform()
-    key = "sk-ant-api03-" + "aB3dE5gH7jK9" * 8
-    model = ScriptedModel(
-        Call("reply", content="Here.", cards=[{"title": "key", "description": key}]), Call("reply", content="No.")
-    )
+    model = ScriptedModel(Call("reply", content="Here.", **parts), Call("reply", content="No."))
     async with open_test_agent(tmp_path, model, courier=FakeCourier(platform)) as opened:
         await take(opened, platform, "Ann", "show me the key")
         assert [sent.text for sent in await platform.went_out(1)] == ["No."]
@@ -416,7 +430,7 @@ PNG = base64.b64decode(
 )
 
 
-@pytest.mark.spec("P30")
+@pytest.mark.spec("P30", "D-30")
 async def test_what_people_attach_reaches_the_model_once_and_the_history_as_a_line(
     clock: MockClock, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from tests.fakes.opened import DIRECT, ROOM, open_test_agent
 from tests.fakes.scripted_model import Call, Calls, Fail, Gate, Say, ScriptedModel
 
 
-@pytest.mark.spec("P1")
+@pytest.mark.spec("P1", "D-29")
 async def test_question_and_answer_are_remembered_without_the_dangling_call(clock: MockClock, tmp_path: Path) -> None:
     model = ScriptedModel(Call("reply", content="Hello Ann."), Call("reply", content="You said hi."))
     async with open_test_agent(tmp_path, model) as opened:
@@ -50,7 +50,7 @@ async def test_a_skipped_message_says_why(clock: MockClock, tmp_path: Path) -> N
     assert model.is_used_up
 
 
-@pytest.mark.spec("P21")
+@pytest.mark.spec("P21", "D-29")
 async def test_skip_ends_the_turn_at_once(clock: MockClock, tmp_path: Path) -> None:
     model = ScriptedModel(Call("skip"))
     async with open_test_agent(tmp_path, model) as opened:
@@ -251,7 +251,7 @@ async def test_lone_surrogates_do_not_break_anything(clock: MockClock, tmp_path:
         str(event.to_json_object()).encode()
 
 
-@pytest.mark.spec("P23")
+@pytest.mark.spec("P23", "D-12")
 async def test_a_busy_conversation_does_not_hold_up_another(clock: MockClock, tmp_path: Path) -> None:
     gate = Gate(trio.Event(), Call("reply", content="finally"))
     model = ScriptedModel(

@@ -23,6 +23,7 @@ async def accepted_in(served: Served) -> Accepted:
     return Accepted(message_id=newest.id, seq=newest.seq, is_new=True)
 
 
+@pytest.mark.spec("D-7")
 async def test_a_sent_message_streams_its_turn_in_the_published_form(tmp_path: Path) -> None:
     async with open_server(tmp_path) as served:
         async with served.ask("hello") as reader:
@@ -92,6 +93,7 @@ async def test_the_stream_waits_for_the_turn_of_its_own_message(tmp_path: Path) 
     assert [event.data for event in events if event.name == "text"] == [{"Text": "yours"}]
 
 
+@pytest.mark.spec("D-6")
 async def test_a_message_that_is_sent_twice_is_accepted_once(tmp_path: Path) -> None:
     async with open_server(tmp_path) as served:
         first = (await served.send("hello", client_id="c-1")).json()
@@ -133,6 +135,7 @@ async def test_a_reader_that_vanishes_disturbs_nobody(tmp_path: Path) -> None:
             assert (await served.client.get("/api/status")).json()["counts"]["streams"] == 1
 
 
+@pytest.mark.spec("D-6")
 async def test_several_readers_of_one_session_see_the_same(tmp_path: Path) -> None:
     async with open_server(tmp_path) as served:
         async with served.follow(after=0) as one, served.follow(after=0) as two:
@@ -143,6 +146,7 @@ async def test_several_readers_of_one_session_see_the_same(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("resume", ["query", "header"])
+@pytest.mark.spec("D-m")
 async def test_a_reader_that_reconnects_goes_on_where_it_stopped(tmp_path: Path, resume: str) -> None:
     async with open_server(tmp_path) as served:
         async with served.follow(after=0) as reader:

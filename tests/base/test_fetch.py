@@ -108,6 +108,7 @@ async def test_every_redirect_is_judged(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.spec("D-15")
 async def test_credentials_go_to_their_hosts_only(tmp_path: Path) -> None:
     """From another host to the right one and away again, over relative addresses too."""
     answer(api_test=["127.0.0.1"], cdn_test=["127.0.0.1"])
@@ -140,6 +141,7 @@ async def test_redirects_have_an_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [204 + 100, 401, 403, 404, 500])
+@pytest.mark.spec("D-15")
 async def test_an_error_is_no_file(tmp_path: Path, status: int) -> None:
     async with serving(page(b"<html>sign in</html>", status=status)) as (server, fetcher):
         with pytest.raises(ExternalError, match=rf"127\.0\.0\.1 answered with status {status}$"):

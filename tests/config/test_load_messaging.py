@@ -219,7 +219,7 @@ def test_what_has_no_effect_and_what_is_misspelt_is_told(load) -> None:
     assert not loaded.config.messaging.webhook[0].enabled
 
 
-@pytest.mark.spec("messaging 19: 33")
+@pytest.mark.spec("messaging 19: 33", "D-33")
 def test_a_binding_that_leads_nowhere_is_told_and_changes_nothing_else(load) -> None:
     loaded = load(
         f"""

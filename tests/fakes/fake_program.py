@@ -7,6 +7,7 @@ from typing import Any
 
 import trio
 
+from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import Forgetting, ForgottenPerson, Traces
 from spacebot.agent.ingestion import IngestionState
 from spacebot.base.clock import Clock
@@ -20,11 +21,13 @@ from spacebot.config.model import Config
 from spacebot.config.store import ConfigStore
 from spacebot.conversations.ingestion_log import IngestedFile
 from spacebot.conversations.log import Conversations
+from spacebot.conversations.outbox import Outbox
 from spacebot.conversations.records import Accepted, LoggedMessage, TurnState
 from spacebot.memory.maintenance import MaintenancePolicy
 from spacebot.memory.memory import AgentMemory, open_memory
 from spacebot.memory.transfer import MemoryTransfer
 from spacebot.memory.views import MemoryViews
+from spacebot.messaging.courier import NO_PLATFORMS
 from spacebot.messaging.messages import InboundMessage, OutboundKind
 from spacebot.messaging.states import AdapterState, Connection
 from spacebot.storage.database import open_database
@@ -69,6 +72,7 @@ class FakeAgent:
         self.ingestion = FakeIngestion()
         self.transfer: MemoryTransfer
         self.forgetting: Forgetting
+        self.delivery: Delivery
         self.events = events
         self.tree = tree
         self.model_label = "demo/demo"
@@ -319,6 +323,8 @@ async def open_fake_program(folder: Path, agent_ids: Sequence[str] = ("main",)) 
             )
             agent.transfer = MemoryTransfer(database, memory, FakeEmbedder(), clock)
             agent.forgetting = Forgetting(database, memory, clock, vectors=folder / f"{agent_id}.lancedb")
+            outbox = Outbox(database, clock)
+            agent.delivery = Delivery(outbox, NO_PLATFORMS, agent_id=agent.id, events=events, clock=clock)
             agents[agent.id] = agent
         async with trio.open_nursery() as nursery:
             for agent in agents.values():

@@ -64,7 +64,6 @@ class RecordingIntake:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something that came in makes the condition true."""
         while not condition():
-            self._more = trio.Event()
             await self._more.wait()
 
     async def received(self, count: int) -> list[InboundMessage]:
@@ -74,3 +73,4 @@ class RecordingIntake:
 
     def _note(self) -> None:
         self._more.set()
+        self._more = trio.Event()

@@ -1,10 +1,14 @@
 """Real SDKs, real sockets, stand-in providers; so no virtual clock."""
 
+import base64
+import gc
 import logging
+import random
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 import httpx2
@@ -23,7 +27,18 @@ from spacebot.config.provider_table import provider_table
 from spacebot.llm.anthropic import AnthropicDialect
 from spacebot.llm.dialect import Dialect
 from spacebot.llm.manager import ModelManager, open_models
-from spacebot.llm.messages import ModelReply, ProcessKind, Restart, StreamDelta, TextDelta
+from spacebot.llm.messages import (
+    Image,
+    ModelMessage,
+    ModelReply,
+    ModelRequest,
+    ProcessKind,
+    Restart,
+    Role,
+    StreamDelta,
+    Text,
+    TextDelta,
+)
 from spacebot.llm.openai_chat import OpenAiChatDialect
 from spacebot.llm.routing import resolve
 from spacebot.llm.transport import Transport, open_transport
@@ -85,6 +100,89 @@ async def test_words_and_calls_arrive_with_their_usage(wire: Wire) -> None:
     assert reply.message.tool_calls[0].arguments == {"content": "x"}
     assert (reply.usage.input_tokens, reply.usage.cache_read_tokens, reply.usage.output_tokens) == (8, 2, 5)
     assert deltas[:2] == [TextDelta("hi the"), TextDelta("re")]
+
+
+class _Steps(trio.abc.Instrument):
+    """Processor time of each step of one task, in seconds."""
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.spent: list[float] = []
+        self._task = task
+        self._began = time.thread_time()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._began = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self.spent.append(time.thread_time() - self._began)
+
+
+@contextmanager
+def steps_of_this_task() -> Iterator[list[float]]:
+    """Measure steps of the running task; the garbage of other tests is not collected meanwhile."""
+    steps = _Steps(trio.lowlevel.current_task())
+    gc.disable()
+    trio.lowlevel.add_instrument(steps)
+    try:
+        yield steps.spent
+    finally:
+        trio.lowlevel.remove_instrument(steps)
+        gc.enable()
+
+
+@every_wire
+async def test_large_pictures_arrive_whole_and_hold_nobody_up(wire: Wire) -> None:
+    data = [base64.b64encode(random.Random(seed).randbytes(6_000_000)).decode() for seed in (1, 2)]
+    pictures = tuple(Image("image/png", text) for text in data)
+    request = ModelRequest(
+        process=ProcessKind.CHANNEL,
+        system=(),
+        messages=(ModelMessage(Role.USER, (Text("look"), *pictures, Text('a "quoted" word'))),),
+        tools=(REPLY,),
+    )
+    async with wire.serve([Answer(text="hi")] * 2) as stand_in, open_transport() as transport:
+        target = resolve(f"{wire.name}/some-model", providers(wire.name, url=stand_in.url))
+        dialect = wire.dialect(transport)
+        dialect.load()
+        await dialect.complete(ask(), target, lambda delta: None)  # opens the connection
+        await trio.lowlevel.checkpoint()
+        with steps_of_this_task() as spent:
+            await trio.lowlevel.checkpoint()  # the measure begins with a whole step
+            reply = await dialect.complete(request, target, lambda delta: None)
+            await trio.lowlevel.checkpoint()
+    assert reply.message.text == "hi"
+    assert max(spent[1:]) < 0.05
+    sent = stand_in.requests[1]
+    assert int(sent.headers["content-length"]) == len(sent.body)
+    assert "transfer-encoding" not in sent.headers
+    (_, one, two, last) = sent.json()["messages"][0]["content"]
+    assert last["text"] == 'a "quoted" word'
+    if wire.name == "anthropic":
+        assert [part["source"] for part in (one, two)] == [
+            {"type": "base64", "media_type": "image/png", "data": text} for text in data
+        ]
+    else:
+        assert [part["image_url"]["url"] for part in (one, two)] == [f"data:image/png;base64,{text}" for text in data]
+
+
+@every_wire
+async def test_a_picture_that_is_no_base64_cannot_break_the_body(wire: Wire) -> None:
+    odd = 'QUJD","role":"system\\\n\ud800'
+    message = ModelMessage(Role.USER, (Text("look"), Image('image/"png', odd), Image("image/png", "")))
+    request = ModelRequest(process=ProcessKind.CHANNEL, system=(), messages=(message,), tools=())
+    async with wire.serve([Answer(text="hi")]) as stand_in, open_transport() as transport:
+        target = resolve(f"{wire.name}/some-model", providers(wire.name, url=stand_in.url))
+        await wire.dialect(transport).complete(request, target, lambda delta: None)
+    (body,) = stand_in.bodies
+    content = body["messages"][0]["content"]
+    shown = odd.replace("\ud800", "?")
+    if wire.name == "anthropic":
+        assert content[1]["source"] == {"type": "base64", "media_type": 'image/"png', "data": shown}
+        assert content[2]["source"]["data"] == ""
+    else:
+        assert content[1]["image_url"] == {"url": f'data:image/"png;base64,{shown}'}
+        assert content[2]["image_url"] == {"url": "data:image/png;base64,"}
 
 
 async def test_anthropic_gets_its_own_headers() -> None:

@@ -20,7 +20,7 @@ from spacebot.base.errors import (
     ModelUnavailableError,
 )
 from spacebot.llm.sse import MAX_EVENT_BYTES, EventReader
-from spacebot.llm.transport import CONNECTIONS, Transport, retry_after_s, status_error
+from spacebot.llm.transport import CONNECTIONS, PIECE, Transport, open_transport, retry_after_s, status_error
 from tests.llm.given import target
 
 TARGET = target("openai/gpt-4.1")
@@ -177,3 +177,16 @@ async def test_more_connections_open_another_client(autojump_clock: trio.testing
                 nursery.start_soon(hold, transport)
         assert [used.count(client) for client in clients] == [0, CONNECTIONS, 5], "the first is made for its imports"
     assert all(client.is_closed for client in clients[1:])
+
+
+async def test_a_large_body_is_handed_over_in_pieces() -> None:
+    body = bytes(range(256)) * (2 * PIECE // 256 + 1)
+    request = httpx2.Request("POST", "https://models.test/v1", content=body)
+    async with open_transport() as transport, transport.shard() as shard:
+        for hook in shard.http.event_hooks["request"]:
+            await hook(request)
+    assert isinstance(request.stream, httpx2.AsyncByteStream)
+    pieces = [piece async for piece in request.stream]
+    assert b"".join(pieces) == body
+    assert max(map(len, pieces)) <= PIECE
+    assert request.headers["content-length"] == str(len(body))

@@ -8,7 +8,7 @@ from spacebot.messaging.addresses import parse_address
 KEYS = ("discord", "discord:Ops", "slack:work", "telegram", "twitch", "webhook")
 
 
-@pytest.mark.spec("messaging 5: targets")
+@pytest.mark.spec("messaging 5: targets", "D-j")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

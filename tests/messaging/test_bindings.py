@@ -60,7 +60,7 @@ def decide(message: InboundMessage, messaging: MessagingConfig, *bindings: Bindi
     return admission.verdict, admission.agent_id
 
 
-@pytest.mark.spec("messaging 10: direct messages")
+@pytest.mark.spec("messaging 10: direct messages", "D-16", "D-17")
 @pytest.mark.parametrize(
     ("platform", "of_account", "of_binding", "user", "is_served"),
     [
@@ -108,7 +108,7 @@ G1, G1C1, G1C2, G2 = ({"server": "S1"}, {"server": "S1", "rooms": ["C1"]}, {"ser
 ROOM1, DM, ALL = {"rooms": ["C1"]}, {"people": ["U9"]}, dict[str, Any]()
 
 
-@pytest.mark.spec("messaging 9: order", "messaging 10: servers and rooms", "messaging 19: 17")
+@pytest.mark.spec("messaging 9: order", "messaging 10: servers and rooms", "messaging 19: 17", "D-17")
 @pytest.mark.parametrize("platform", ["discord", "slack", "telegram"])
 @pytest.mark.parametrize(
     ("scopes", "server", "rooms", "expected"),
@@ -158,7 +158,7 @@ def test_a_room_belongs_to_the_first_binding_that_holds_it(
     assert decide(message, config(platform), *bindings) == (REFUSE if expected is None else ANSWER, expected)
 
 
-@pytest.mark.spec("messaging 9: require_mention", "messaging 19: 3")
+@pytest.mark.spec("messaging 9: require_mention", "messaging 19: 3", "D-3")
 @pytest.mark.parametrize("platform", ["discord", "slack", "telegram", "twitch"])
 def test_a_binding_that_wants_a_mention_keeps_the_message_whoever_else_would_answer(platform: str) -> None:
     messaging = config(platform, **({"dm_allowed_users": ["*"]} if platform != "twitch" else {}))
@@ -236,7 +236,7 @@ def test_accounts_of_one_platform_do_not_share_rules() -> None:
     assert decide(said("discord", **as_ops), messaging, full_name) == (ANSWER, "a")
 
 
-@pytest.mark.spec("messaging 19: 34")
+@pytest.mark.spec("messaging 19: 34", "D-34")
 def test_a_message_that_names_its_agent_goes_there_if_it_is_admitted_and_the_agent_exists() -> None:
     slack = config("slack")
     ruled = bound("slack", "a", channel_ids=["C1"], authority=["U7"], require_mention=True)
@@ -249,6 +249,7 @@ def test_a_message_that_names_its_agent_goes_there_if_it_is_admitted_and_the_age
 
 
 @pytest.mark.parametrize("is_served", [True, False], ids=["it does not run", "it does not exist"])
+@pytest.mark.spec("D-33")
 def test_a_binding_whose_agent_is_not_there_answers_nothing_and_opens_nothing(is_served: bool) -> None:
     lost = bound("discord", "gone", guild_id="S1", is_served=is_served)
 

@@ -41,7 +41,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # Signing in.
 
 
-@pytest.mark.spec("messaging 19: 11", "messaging 19: 42")
+@pytest.mark.spec("messaging 19: 11", "messaging 19: 42", "D-11", "D-42")
 async def test_started_means_signed_in_and_offers_the_commands_once() -> None:
     commands = [("help", "What can be asked"), ("Bad Name", "x"), ("quiet", "Listen only"), ("mention-only", "y" * 101)]
     async with open_world(commands=commands) as world:
@@ -59,6 +59,7 @@ async def test_started_means_signed_in_and_offers_the_commands_once() -> None:
         assert standin.command_writes == 1
 
 
+@pytest.mark.spec("D-42")
 async def test_a_command_that_discord_does_not_take_costs_no_other() -> None:
     async with open_discord() as standin, open_asyncio_host() as host:
         standin.bad_commands.add("status")
@@ -72,6 +73,7 @@ async def test_a_command_that_discord_does_not_take_costs_no_other() -> None:
 
 
 @pytest.mark.parametrize("token", [TOKEN[:-2] + "zz", "not a token"])
+@pytest.mark.spec("D-11")
 async def test_a_bad_token_is_permanent_and_says_where_to_get_one(token: str) -> None:
     async with open_discord() as standin, open_asyncio_host() as host:
         error = await failure_of(DiscordAdapter(account(standin, token=token), key="discord", host=host))
@@ -208,6 +210,7 @@ async def test_direct_chats_and_named_accounts() -> None:
         assert world.intake.deletions[1].conversation_id != message.conversation_id
 
 
+@pytest.mark.spec("D-c")
 async def test_threads_are_conversations_of_their_own_and_unknown_rooms_are_asked_for_once() -> None:
     async with open_world() as world:
         standin = world.standin
@@ -360,6 +363,7 @@ async def test_interactions_are_acknowledged_before_anybody_thinks() -> None:
         assert "token-of" not in repr(press)
 
 
+@pytest.mark.spec("D-g")
 async def test_a_command_is_answered_where_it_waits() -> None:
     async with open_world() as world:
         standin = world.standin

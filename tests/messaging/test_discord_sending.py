@@ -23,7 +23,7 @@ from tests.messaging.discord_world import open_world, target_of
 # What goes out.
 
 
-@pytest.mark.spec("messaging 19: k", "messaging 19: o", "messaging 19: 14")
+@pytest.mark.spec("messaging 19: k", "messaging 19: o", "messaging 19: 14", "D-k", "D-o")
 async def test_long_texts_mentions_and_replies() -> None:
     async with open_world() as world:
         message = await world.said()
@@ -146,7 +146,7 @@ async def test_files_and_reactions(tmp_path: Path) -> None:
             await world.send(message, "thumbs up", kind=OutboundKind.REACTION, id="m7")
 
 
-@pytest.mark.spec("messaging 19: 22")
+@pytest.mark.spec("messaging 19: 22", "D-g")
 async def test_a_growing_answer_ends_complete() -> None:
     async with open_world() as world:
         target = target_of(await world.said())

@@ -150,7 +150,7 @@ def test_a_message_says_who_where_and_when() -> None:
         ({"content": "@spacebot <@!9001>"}, False),
     ],
 )
-@pytest.mark.spec("messaging 19: 4")
+@pytest.mark.spec("messaging 19: 4", "D-4")
 def test_only_the_bot_itself_is_meant(more: dict[str, Any], is_meant: bool) -> None:
     read = translate.read_message(message(**more), KnownThings(), "discord", bots=False)
     assert read is not None
@@ -238,6 +238,7 @@ _polls = st.builds(
     rows=st.lists(_rows, max_size=7).map(tuple),
     poll=st.none() | _polls,
 )
+@pytest.mark.spec("D-24")
 def test_every_part_is_one_that_discord_takes(
     text: str, cards: tuple[Card, ...], rows: tuple[Row, ...], poll: Poll | None
 ) -> None:

@@ -38,6 +38,7 @@ def test_what_is_written_is_read_back(line: Line) -> None:
 
 
 @given(ANYTHING, ANYTHING, ANYTHING)
+@pytest.mark.spec("D-h")
 def test_nothing_that_is_said_becomes_a_second_line(room: str, text: str, tag: str) -> None:
     try:
         raw = write(Line("PRIVMSG", (room, text), {"reply-parent-msg-id": tag}))

@@ -134,6 +134,7 @@ async def test_connected_adapters_are_shown_and_counted(autojump_clock: MockCloc
         assert running_.messaging.connected("telegram") is account
 
 
+@pytest.mark.spec("D-8")
 async def test_one_that_fails_is_tried_for_ever_and_holds_up_nobody(autojump_clock: MockClock) -> None:
     def lives(key: str) -> list[Exception | str]:
         return [DeliveryError("no network", is_permanent=False) for _ in range(40)] if key == "telegram" else []
@@ -160,6 +161,7 @@ async def test_refused_credentials_are_tried_slowly(autojump_clock: MockClock) -
         assert running_.accounts["telegram"].starts == 2
 
 
+@pytest.mark.spec("D-8")
 async def test_a_stream_that_ends_is_started_again(autojump_clock: MockClock) -> None:
     async with running(both(), lambda key: ["end", "stay"] if key == "telegram" else []) as running_:
         await trio.sleep(5)
@@ -190,6 +192,7 @@ async def test_a_changed_account_is_swapped_and_others_are_left_alone(autojump_c
         assert mine.starts == 2
 
 
+@pytest.mark.spec("D-8")
 async def test_a_removed_or_disabled_account_stops_and_is_not_revived(autojump_clock: MockClock) -> None:
     async with running(both(), lambda key: [OSError("x")] if key == "telegram" else []) as running_:
         await running_.reconcile(MessagingConfig(telegram=(telegram(enabled=False),)))
@@ -226,6 +229,7 @@ async def test_a_probe_and_a_test_message_say_what_came_of_them(autojump_clock: 
             await running_.messaging.send_test("moon:42", "hello")
 
 
+@pytest.mark.spec("D-35")
 async def test_a_broken_adapter_is_an_error_in_the_status_not_an_end(autojump_clock: MockClock) -> None:
     async with running(both(), lambda key: [KeyError("bug")] if key == "telegram" else []) as running_:
         assert "KeyError" in running_.state("telegram").detail

@@ -173,6 +173,7 @@ async def test_a_status_is_shown_in_threads_until_slack_says_no() -> None:
         assert world.adapter.traits.typing_every_s == 0
 
 
+@pytest.mark.spec("D-b")
 async def test_history_is_what_came_before_the_message_in_order() -> None:
     async with open_world() as world:
         first = await world.said("C1", "U1", "one <@U2>")
@@ -197,6 +198,7 @@ async def test_the_history_before_a_press_goes_up_to_now() -> None:
         assert [line.text for line in await world.adapter.history(target_of(press), 9)] == ["menu", "choose", "wait"]
 
 
+@pytest.mark.spec("D-b")
 async def test_the_history_of_a_long_thread_is_its_newest_part() -> None:
     async with open_world() as world:
         root = await world.said("C1", "U1", "root")

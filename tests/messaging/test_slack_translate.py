@@ -3,6 +3,7 @@
 import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ def slack_like() -> st.SearchStrategy[Any]:
 
 @given(event=slack_like(), is_bot_heard=st.booleans())
 def test_no_event_does_worse_than_be_malformed(event: Any, is_bot_heard: bool) -> None:
-    me = Me(**{name: getattr(ME, name) for name in Me.__slots__} | {"is_bot_heard": is_bot_heard})
+    me = replace(ME, is_bot_heard=is_bot_heard)
     for payload in (event, {"event": event}):
         if not isinstance(payload, dict):
             continue
@@ -140,6 +141,14 @@ def test_each_kind_of_event_is_what_it_says(change: dict[str, Any], kind: type) 
     assert isinstance(read({**POST, **change}), kind)
 
 
+def test_a_bot_that_hears_bots_does_not_hear_itself() -> None:
+    me = replace(ME, is_bot_heard=True)
+    said = {**POST, "subtype": "bot_message", "user": None}
+    assert isinstance(read({**said, "bot_id": "B1"}, me), Post)
+    assert read({**said, "bot_id": "BBOT"}, me) is None
+    assert read({**POST, "user": "UBOT", "bot_id": "B1"}, me) is None
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -168,6 +177,7 @@ def test_slacks_marks_become_readable(text: str, shown: str) -> None:
         ("@spacebot hi", False, "@spacebot hi"),
     ],
 )
+@pytest.mark.spec("D-4")
 def test_the_bot_is_named_only_by_its_own_id(text: str, names_me: bool, said: str) -> None:
     message = inbound_post(read({**POST, "text": text}), Names(), ME)
     assert (message.mentions_bot, message.text) == (names_me, said)
@@ -293,6 +303,7 @@ def test_a_draft_is_one_message() -> None:
         ("🪸", None), ("so so!", None),
     ],
 )  # fmt: skip
+@pytest.mark.spec("D-21")
 def test_emoji_have_slacks_names(emoji: str, name: str | None) -> None:
     assert reaction_name(emoji) == name
 

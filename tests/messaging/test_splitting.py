@@ -211,6 +211,7 @@ def test_links_and_inline_code_are_not_torn() -> None:
 
 
 @pytest.mark.parametrize("sign", ["👩‍👩‍👧", "é", "🇩🇪", "👍🏽", "각", "❤️"])
+@pytest.mark.spec("D-14")
 def test_a_visible_character_is_never_cut(sign: str) -> None:
     pieces = split(sign * 40, 25)
     assert "".join(pieces) == sign * 40
@@ -222,6 +223,7 @@ def test_endless_marks_on_one_letter_are_cut_all_the_same() -> None:
     assert [len(piece) for piece in pieces[:-1]] == [100] * 5
 
 
+@pytest.mark.spec("D-14")
 def test_telegram_counts_what_is_shown() -> None:
     text = "🎉" * 2048
     assert [part.plain for part in split_telegram(text)] == [text]

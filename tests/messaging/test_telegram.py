@@ -137,6 +137,7 @@ async def test_a_named_account_has_conversations_of_its_own() -> None:
         assert message.server_id == str(group.id)  # as bindings write it
 
 
+@pytest.mark.spec("D-d")
 async def test_a_topic_of_a_forum_is_a_room_and_is_answered_in_it() -> None:
     async with talking() as (telegram, adapter, intake):
         ann, forum = telegram.user("Ann"), telegram.group("Makers", topics=["Wood", "Metal"])
@@ -156,6 +157,7 @@ async def test_a_topic_of_a_forum_is_a_room_and_is_answered_in_it() -> None:
         assert telegram.actions == [(forum.id, "typing", metal)]
 
 
+@pytest.mark.spec("D-4")
 async def test_who_is_meant() -> None:
     async with talking() as (telegram, adapter, intake):
         ann, group = telegram.user("Ann"), telegram.group("Team")
@@ -322,6 +324,7 @@ async def test_after_a_restart_a_shortened_button_still_tells_its_label() -> Non
         ("audio", {}, "audio", "audio/mpeg"),
     ],
 )
+@pytest.mark.spec("D-19", "D-l")
 async def test_files_arrive_by_reference(kind: str, fields: dict[str, str], filename: str, media_type: str) -> None:
     async with talking() as (telegram, adapter, intake):
         ann = telegram.user("Ann")
@@ -348,6 +351,7 @@ async def test_a_file_that_bots_do_not_get_is_a_permanent_error_that_says_so() -
             await adapter.locate(Attachment(filename="x", media_type="image/png", url="gone"))
 
 
+@pytest.mark.spec("D-l")
 async def test_the_token_is_in_no_record_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="spacebot")
     async with talking() as (telegram, adapter, intake):
@@ -493,6 +497,7 @@ async def test_what_ends_a_connection(happens: str, is_permanent: bool, words: s
     assert [message.text for message in intake.messages] == ["wakes the poll"]
 
 
+@pytest.mark.spec("D-18")
 async def test_a_poll_without_news_is_no_failure(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
     async with open_telegram() as telegram:
         async with connected(adapter_of(telegram), RecordingIntake()):

@@ -58,6 +58,7 @@ async def test_files_go_out_as_what_they_are(
         assert (sent.upload.filename, sent.upload.data) == (filename, data)
 
 
+@pytest.mark.spec("D-20", "D-g")
 async def test_captions(tmp_path: Path) -> None:
     path = tmp_path / "spooled"
     path.write_bytes(b"paper")
@@ -181,6 +182,7 @@ async def test_cards_polls_and_buttons() -> None:
         assert not ballot.poll["is_anonymous"]
 
 
+@pytest.mark.spec("D-24")
 async def test_a_poll_that_would_be_refused_does_not_cost_the_text() -> None:
     async with talking() as (telegram, adapter, _):
         group = telegram.group("Team")
@@ -204,6 +206,7 @@ async def test_reactions() -> None:
         assert (await refusal_of(adapter, target(group), answer("👍", kind=OutboundKind.REACTION))).is_permanent
 
 
+@pytest.mark.spec("D-d")
 async def test_a_draft_grows_and_becomes_the_first_part_of_the_answer() -> None:
     async with talking(edit_every_s=0.05) as (telegram, adapter, _):
         group = telegram.group("Team")

@@ -128,6 +128,7 @@ def test_any_text_has_a_form(text: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(broken_markdown())
+@pytest.mark.spec("D-k")
 def test_nothing_written_can_ping_a_room_on_slack(given_text: tuple[str, list[str]]) -> None:
     shown = to_slack(given_text[0])
     for token in re.findall(r"<[^>]*>?", shown):

@@ -77,6 +77,7 @@ class Parts(list[str]):
         self.append(part_id)
 
 
+@pytest.mark.spec("D-h")
 async def test_it_signs_in_and_joins_its_rooms_by_login() -> None:
     async with open_twitch() as chat, open_adapter(chat, RecordingIntake()) as adapter:
         assert [room for room, _ in chat.joins] == ["garden", "kitchen"]
@@ -119,6 +120,7 @@ async def test_a_message_arrives_with_all_that_is_known_of_it() -> None:
         ("spacebot hello", False),
     ],
 )
+@pytest.mark.spec("D-4")
 async def test_only_its_whole_name_is_a_mention(text: str, is_meant: bool) -> None:
     intake = RecordingIntake()
     async with open_twitch() as chat, open_adapter(chat, intake):
@@ -259,6 +261,7 @@ async def test_an_answer_is_one_line_with_a_reply_mark(autojump_clock: MockClock
         "a\u2028PRIVMSG #garden :b\u2029c\x85d",
     ],
 )
+@pytest.mark.spec("D-h")
 async def test_texts_are_never_commands(text: str) -> None:
     async with open_twitch() as chat, open_adapter(chat, RecordingIntake()) as adapter:
         before = len(chat.lines)
@@ -353,6 +356,7 @@ async def test_a_server_that_gives_no_ids_is_understood(autojump_clock: MockCloc
 
 
 @pytest.mark.parametrize(("moderated", "least_s", "most_s"), [((), 90.0, 160.0), (("garden", "kitchen"), 0.0, 40.0)])
+@pytest.mark.spec("D-i")
 async def test_sending_keeps_below_the_limits_of_the_account(
     moderated: tuple[str, ...], least_s: float, most_s: float, autojump_clock: MockClock
 ) -> None:
@@ -427,6 +431,7 @@ async def test_addresses_are_logins_of_its_rooms(autojump_clock: MockClock) -> N
             assert refused.value.is_permanent
 
 
+@pytest.mark.spec("D-11")
 async def test_a_wrong_token_is_permanent_and_not_told() -> None:
     async with open_twitch() as chat:
         for wrong in ("oauth:wrong-secret", "wrong-secret\r\nJOIN #x"):

@@ -239,6 +239,7 @@ async def test_what_is_only_observed_says_so() -> None:
         ({"x-webhook-token": TOKEN, "sec-fetch-site": "cross-site"}, 403),
     ],
 )
+@pytest.mark.spec("D-36")
 async def test_with_a_token_nobody_else_speaks_or_listens(headers: dict[str, Any], code: int) -> None:
     async with open_webhook(auth_token=SecretStr(TOKEN), bind="0.0.0.0") as opened:
         client = httpx2.AsyncClient(base_url=str(opened.client.base_url).replace("0.0.0.0", "127.0.0.1"))
@@ -297,6 +298,7 @@ async def test_an_open_webhook_is_warned_of_once(caplog: pytest.LogCaptureFixtur
         await adapter.check()
 
 
+@pytest.mark.spec("D-m")
 async def test_answers_wait_in_order_and_are_fetched_once() -> None:
     async with open_webhook() as opened:
         assert await opened.poll("a") == []
@@ -340,6 +342,7 @@ async def test_a_caller_may_wait_for_the_answer() -> None:
         assert await opened.poll("a", wait=0.01) == []
 
 
+@pytest.mark.spec("D-36")
 async def test_files_come_with_their_bytes_and_large_ones_one_by_one(tmp_path: Path) -> None:
     def file(name: str, size: int) -> OutboundFile:
         path = tmp_path / name
@@ -365,6 +368,7 @@ async def test_files_come_with_their_bytes_and_large_ones_one_by_one(tmp_path: P
         assert opened.adapter.traits.max_file_bytes == 8 << 20
 
 
+@pytest.mark.spec("D-m")
 async def test_what_a_broken_connection_swallowed_waits_for_the_next_caller() -> None:
     async with open_webhook() as opened:
         port = opened.client.base_url.port

@@ -556,6 +556,14 @@ class DiscordStandIn:
             raise Refusal(404, 10004, "Unknown Guild")
         return guild_json(self.channels.values(), self.users, self.guilds[id])
 
+    def member(self, guild: str, user: str) -> Json:
+        """What a guild knows of a person, for REST."""
+        if guild not in self.guilds:
+            raise Refusal(404, 10004, "Unknown Guild")
+        if user not in self.guilds[guild].members:
+            raise Refusal(404, 10007, "Unknown Member")
+        return member_json(self.guilds[guild], user) | {"user": self.users[user]}
+
 
 @asynccontextmanager
 async def open_discord(*, port: int = 0) -> AsyncIterator[DiscordStandIn]:

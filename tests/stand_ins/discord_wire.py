@@ -323,6 +323,10 @@ def _get_guild(standin: "DiscordStandIn", guild: str, **_: Any) -> Json:
     return standin.guild(guild)
 
 
+def _get_member(standin: "DiscordStandIn", guild: str, user: str, **_: Any) -> Json:
+    return standin.member(guild, user)
+
+
 def _create(standin: "DiscordStandIn", channel: str, body: Json, files: Files, **_: Any) -> Json:
     needs = ["send", *(["files"] if files else []), *(["poll"] if body.get("poll") else [])]
     room = standin.room(channel, *needs)
@@ -336,6 +340,8 @@ def _list(standin: "DiscordStandIn", channel: str, query: dict[str, str], **_: A
     room = standin.room(channel, "history")
     known = sorted(room.messages.values(), key=lambda message: int(message["id"]), reverse=True)
     limit = int(query.get("limit", "50"))
+    if not 1 <= limit <= 100:
+        raise standin.invalid("limit has to be 1 to 100")
     if "before" in query:
         known = [message for message in known if int(message["id"]) < int(query["before"])]
     if "after" in query:
@@ -464,6 +470,7 @@ ROUTES: list[tuple[str, re.Pattern[str], Callable[..., Any]]] = [
         ("POST", "/users/@me/channels", _open_direct),
         ("GET", "/channels/#", _get_channel),
         ("GET", "/guilds/#", _get_guild),
+        ("GET", "/guilds/#/members/#", _get_member),
         ("POST", "/channels/#/messages", _create),
         ("GET", "/channels/#/messages", _list),
         ("PATCH", "/channels/#/messages/#", _edit),

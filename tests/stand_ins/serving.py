@@ -63,6 +63,10 @@ class Connection:
             _head(200, "text/event-stream", {"transfer-encoding": "chunked"}) + b"".join(map(_chunk, pieces))
         )
 
+    async def go_on(self, pieces: Sequence[bytes], *, is_end: bool) -> None:
+        """Send more of an answer that was begun, or the last of it."""
+        await self._stream.send_all(b"".join(map(_chunk, pieces)) + (b"0\r\n\r\n" if is_end else b""))
+
     async def cut(self) -> None:
         """Hang up in the middle of the answer."""
         self.is_kept = False

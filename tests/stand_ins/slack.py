@@ -74,6 +74,7 @@ class SlackStandIn(WebApi):
     given_up: list[str] = field(default_factory=list)  # ids of envelopes that were never acknowledged
     sockets_opened: int = 0
     redelivered: int = 0
+    late: int = 0  # receipts for envelopes that had been sent again
     turns_away: int = 0  # so many next sockets are closed before they are greeted
     _sockets: list[_Socket] = field(default_factory=list)
     _waiting: dict[str, _Envelope] = field(default_factory=dict)
@@ -157,6 +158,10 @@ class SlackStandIn(WebApi):
         for one in reversed(events) if before else events:
             self.send_event(one)
         return str(event["ts"])
+
+    def keep(self, channel: str, user: str, text: str) -> None:
+        """Say something that the bot is not told of, because it was not there yet."""
+        self._keep(channel, {"type": "message", "user": user, "text": text, "ts": self._ts()})
 
     def edit(self, channel: str, ts: str, text: str) -> None:
         """Change what was said."""
@@ -355,7 +360,8 @@ class SlackStandIn(WebApi):
         if envelope is None:
             if message.get("envelope_id") not in self._known:
                 self.complaints.append("a receipt for an envelope that was never sent")
-            return  # too late; it was sent again under another id
+            self.late += 1  # it was sent again under another id
+            return
         after = trio.current_time() - envelope.at
         if after > RECEIPT_S:
             self.complaints.append(f"a receipt after {after:.1f} s")

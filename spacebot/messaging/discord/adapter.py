@@ -1,10 +1,10 @@
 """One Discord bot account as the rest of the program sees it.
 
 What Discord sends again after a break comes in as if there had been none, and what it sends twice is recognised by its
-id at the door. A part that may have arrived before is sent with the same mark again, by which Discord knows it for
+id at the door. What it does not send again, because a new session had to begin, is fetched, room by room. A part that may have arrived before is sent with the same mark again, by which Discord knows it for
 some minutes, after its channel was searched for it.
 
-Flow:    Link -> inlet -> lanes -> Intake; Adapter.send -> shape -> Link.create | edit | answer
+Flow:    Link -> inlet -> CatchUp -> lanes -> Intake; Adapter.send -> shape -> Link.create | edit | answer
 Floor:   messaging
 Source:  messaging spec 14.1 and 18.3; pitfalls 11, 22, 24, 25, 42, c, k and o of its section 19
 """
@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 
@@ -22,8 +23,9 @@ from spacebot.base.errors import DeliveryError, StorageError
 from spacebot.base.ids import ConversationId, new_uuid
 from spacebot.base.telemetry import kv
 from spacebot.config.messaging import DiscordAccount
-from spacebot.messaging.adapter import Destination, Intake, Location, Receipt, Traits
+from spacebot.messaging.adapter import LATE_S, Destination, Intake, Location, Receipt, Traits
 from spacebot.messaging.asyncio_bridge import AsyncioHost
+from spacebot.messaging.catch_up import Begun, CatchUp
 from spacebot.messaging.discord import outbound, translate
 from spacebot.messaging.discord.link import Event, Link, Recent, Said
 from spacebot.messaging.discord.outbound import Arrived, Part
@@ -107,15 +109,25 @@ class DiscordAdapter:
 
     async def run(self, intake: Intake, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Be connected until Discord ends it for good; see `Adapter.run`."""
-        heard_in, heard = trio.open_memory_channel[Event](QUEUE)
+        heard_in, heard = trio.open_memory_channel[Event | Begun](QUEUE)
+        onwards, in_order = trio.open_memory_channel[Event](0)
         ready_in, ready = trio.open_memory_channel[str](8)
         link = Link(
             self._account, self.key, self._host.inlet(heard_in), self._host.inlet(ready_in), retries=self._retries
         )
+        catch_up = CatchUp[Event](
+            self.key,
+            heard=partial(intake.last_heard, self.key),
+            place=_place,
+            fetch=self._missed,
+            room=_lane,
+            moment=_moment,
+        )
         ended = DeliveryError("Discord ended the connection", is_permanent=False)
         await trio.to_thread.run_sync(to_discord, "")  # loads the parser here, not in the middle of the first answer
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_lanes, heard, partial(self._handle, intake), _lane)
+            nursery.start_soon(catch_up.run, heard, onwards)
+            nursery.start_soon(run_lanes, in_order, partial(self._handle, intake), _lane)
             nursery.start_soon(self._greet, ready, task_status)
             self._link = link
             try:
@@ -226,6 +238,13 @@ class DiscordAdapter:
                     await self._call("applications.commands", Link.sync_commands, self._commands)
                 except DeliveryError as error:
                     log.warning("commands not registered", extra=kv(adapter=self.key, reason=str(error)))
+
+    async def _missed(self, channel: str, targets: Sequence[Target]) -> Sequence[Event]:
+        """What was said in a channel behind the newest message that was heard there, as far as it is not too late."""
+        newest = max(int(target.message_id or 0) for target in targets)
+        guild = next((str(guild) for target in targets if (guild := target.data.get("guild_id"))), None)
+        late = int(translate.first_id(datetime.now(UTC) - timedelta(seconds=LATE_S)))
+        return await self._call("Read Message History", Link.missed, channel, guild, str(max(newest, late)))
 
     async def _handle(self, intake: Intake, event: Event) -> None:
         for pause in (*self._retry_s, None):
@@ -427,6 +446,21 @@ def _is_command(name: str, description: str) -> bool:
 
 def _lane(event: Event) -> str:
     return str(event.message.metadata["channel_id"]) if isinstance(event, Said) else event.channel
+
+
+def _place(target: Target) -> str | None:
+    channel, heard = str(target.data.get("channel_id", "")), target.message_id or ""
+    return channel if channel.isdigit() and heard.isdigit() else None
+
+
+def _moment(event: Event) -> int:
+    """An id's greatness says when: of a message, or of the one that was changed."""
+    match event:
+        case Said():
+            return int(event.message.platform_id or 0)
+        case Deletion():
+            return max(map(int, event.messages), default=0)
+    return int(event.message)
 
 
 def _anchor(target: Target) -> str | None:

@@ -26,8 +26,10 @@ from spacebot.base.errors import DeliveryError
 from spacebot.base.telemetry import kv
 from spacebot.config.messaging import DiscordAccount
 from spacebot.messaging.asyncio_bridge import Inlet
+from spacebot.messaging.catch_up import Begun
 from spacebot.messaging.discord import outbound, translate
 from spacebot.messaging.discord.outbound import Arrived, Part
+from spacebot.messaging.discord.past import Past
 from spacebot.messaging.discord.refusals import NO_TOKEN, explain
 from spacebot.messaging.discord.translate import Credential, Deletion, Edit, Room
 from spacebot.messaging.messages import HistoryLine, InboundMessage
@@ -124,7 +126,7 @@ class Link:
     """One connection. Every method runs on the asyncio loop; what its errors mean, `explain` says."""
 
     def __init__(
-        self, account: DiscordAccount, key: str, heard: Inlet[Event], ready: Inlet[str], *, retries: int
+        self, account: DiscordAccount, key: str, heard: Inlet[Event | Begun], ready: Inlet[str], *, retries: int
     ) -> None:
         self._retries = retries
         self._account = account
@@ -136,6 +138,7 @@ class Link:
         self._warned: set[str] = set()
         self._application = ""
         self._made: hikari.GatewayBot | None = None
+        self._past: Past | None = None
         self._is_started = False
 
     @property
@@ -149,11 +152,13 @@ class Link:
         asyncio.get_running_loop().set_exception_handler(_report)
         self._made = bot = self._make_bot()
         self._view = _Cache(bot)
+        self._past = past = Past(bot, self._account, wait_s=WAIT_S, retries=self._retries)
         bot.subscribe(hikari.ShardPayloadEvent, self._hear)
         running = asyncio.create_task(self._run(bot), name="discord bot")
         try:
             await asyncio.shield(running)
         finally:
+            await past.close()
             await self._end(bot, running)
 
     async def _run(self, bot: hikari.GatewayBot) -> None:
@@ -202,30 +207,53 @@ class Link:
             else:
                 self._hear_plain(event.name, event.payload)
         except Exception as error:  # boundary: an event may be anything
-            reason = f"{event.name}: {type(error).__name__}"
-            if reason not in self._warned and len(self._warned) < 100:
-                self._warned.add(reason)
-                why = str(error) if isinstance(error, translate.Malformed) else type(error).__name__
-                log.warning("Discord event skipped", extra=kv(adapter=self._key, event=event.name, reason=why))
+            self._skip(event.name, error)
+
+    def _skip(self, name: str, error: Exception) -> None:
+        reason = f"{name}: {type(error).__name__}"
+        if reason not in self._warned and len(self._warned) < 100:
+            self._warned.add(reason)
+            why = str(error) if isinstance(error, translate.Malformed) else type(error).__name__
+            log.warning("Discord event skipped", extra=kv(adapter=self._key, event=name, reason=why))
 
     def _hear_plain(self, name: str, payload: Mapping[str, Any]) -> None:
-        bots = self._account.allow_bot_messages
         match name:
-            case "READY":
+            case "READY":  # of a new session; one that is resumed is told what it missed
                 self._view.me, self._application = str(payload["user"]["id"]), str(payload["application"]["id"])
+                self._heard.put(Begun())
                 self._ready.put(clean_name(str(payload["user"]["username"])))
             case "MESSAGE_CREATE":
                 self._note_own(payload)
-                if (said := translate.read_message(payload, self._view, self._key, bots=bots)) is not None:
-                    self._texts.keep(str(said[0].platform_id), hash(said[0].text))
-                    self._heard.put(Said(message=said[0], is_room_known=said[1]))
+                if (said := self._read(payload)) is not None:
+                    self._heard.put(said)
             case "MESSAGE_UPDATE":
+                bots = self._account.allow_bot_messages
                 edit = translate.read_edit(payload, self._view, self._key, bots=bots)
                 if edit is not None and self._texts.get(edit.message) != hash(edit.text):
                     self._texts.keep(edit.message, hash(edit.text))
                     self._heard.put(edit)
             case "MESSAGE_DELETE" | "MESSAGE_DELETE_BULK":
                 self._heard.put(translate.read_deletion(payload))
+
+    def _read(self, payload: Mapping[str, Any]) -> Said | None:
+        said = translate.read_message(payload, self._view, self._key, bots=self._account.allow_bot_messages)
+        if said is None:
+            return None
+        self._texts.keep(str(said[0].platform_id), hash(said[0].text))
+        return Said(message=said[0], is_room_known=said[1])
+
+    async def missed(self, channel: str, guild: str | None, after: str) -> list[Said]:
+        """What people said behind a message, oldest first; the gateway would have told the same."""
+        if self._past is None:
+            raise DeliveryError("Discord is not connected now", is_permanent=False)
+        found = []
+        for payload in await self._past.behind(channel, guild, after):
+            try:
+                if (said := self._read(payload)) is not None:
+                    found.append(said)
+            except Exception as error:  # boundary: a message may be anything
+                self._skip("message of the past", error)
+        return found
 
     def _note_own(self, payload: Mapping[str, Any]) -> None:
         mark = payload.get("nonce")

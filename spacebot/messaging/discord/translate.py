@@ -115,6 +115,11 @@ def sent_at(snowflake: str) -> datetime:
     return datetime.fromtimestamp(((int(snowflake) >> 22) + _EPOCH_MS) / 1000, UTC)
 
 
+def first_id(moment: datetime) -> str:
+    """The id before which all are older."""
+    return str((int(moment.timestamp() * 1000) - _EPOCH_MS) << 22)
+
+
 def read_message(event: Json, view: View, key: str, *, bots: bool) -> tuple[InboundMessage, bool] | None:
     """A new message, and whether its room was known; None when nobody said anything to hear.
 

@@ -1,0 +1,75 @@
+"""Index of the pitfalls of messaging spec 19: each met here, or not ours with the reason.
+
+A test proves an item by its marker, `@pytest.mark.spec("D-1")`; numbers are those of the first table, letters those of
+the second. One that a test without marker proves stands in `ELSEWHERE`. What belongs to a platform that is not built,
+or to a capability that does not exist, stands in `NOT_OURS`. `test_spec_coverage.py` checks that each item stands in
+exactly one of the three places.
+"""
+
+ITEMS: dict[str, str] = {
+    "D-1": "an answer goes to the message that caused it, not to the newest",
+    "D-2": "a thread is a conversation of its own and knows the message it hangs on",
+    "D-3": "a binding that wants a mention keeps the message from every other agent, on every platform",
+    "D-4": "only the bot itself is meant, by its whole name or an answer to its own words",
+    "D-5": "earlier messages are data, never requests",
+    "D-6": "several readers of one web chat see the same, once",
+    "D-7": "adapter, source and first part of the id have one name",
+    "D-8": "an adapter is tried for ever, started again when its stream ends, and gone when it is removed",
+    "D-9": "a swap freezes nobody else",
+    "D-10": "a swap that fails says so and is tried again",
+    "D-11": "started means signed in",
+    "D-12": "one busy conversation, or one slow look at the past, holds up no other",
+    "D-13": "a changed binding holds for conversations that exist already",
+    "D-14": "texts are measured and cut in the platform's own units, never inside a character",
+    "D-15": "files that need credentials get them, their own hosts alone, and an error page is no file",
+    "D-16": "direct chats are opened by lists of people, those of account and bindings together",
+    "D-17": "filters of places do not touch direct chats",
+    "D-18": "a long poll outlives every other time limit",
+    "D-19": "files are references until they are needed; ids are compared as text",
+    "D-20": "a caption with broken marks loses no file, and a real failure is not doubled",
+    "D-21": "reactions go by the platform's own names",
+    "D-22": "the sign of writing always ends",
+    "D-23": "tokens are renewed with pauses and kept no longer than they are wanted",
+    "D-24": "a poll that would be refused is dropped, the words stay",
+    "D-25": "parts are read in whatever shape a model writes them",
+    "D-26": "what was said in another room is known there",
+    "D-27": "a file goes out of the workspace only, through no link, and with no secret in it",
+    "D-28": "secrets in cards, buttons and polls are found too",
+    "D-29": "one answer, never the tool's and the final words both",
+    "D-30": "files of every message of a batch arrive, and nothing is fetched where nobody answers",
+    "D-31": "what happens elsewhere does not cut a burst short",
+    "D-32": "commands are not gathered with talk",
+    "D-33": "a binding to what is not there is told and changes nothing else",
+    "D-34": "a slash command that names its agent reaches it",
+    "D-35": "whatever an adapter raises is an error of that adapter",
+    "D-36": "a webhook asks for its token and hands out the bytes of files",
+    "D-37": "mail is fetched and sent safely",
+    "D-38": "Signal's daemon is read within limits",
+    "D-39": "attachments keep to their folder, have names of their own and are bounded",
+    "D-40": "a socket that closes is routine",
+    "D-41": "rooms are found without regard to case, by name and by id",
+    "D-42": "commands are registered one by one checked, and only when they changed",
+    "D-a": "a post that arrives as message and as mention is one message",
+    "D-b": "the past is in order, is its newest part, and holds no message that is just answered",
+    "D-c": "names of rooms are asked for once",
+    "D-d": "the last piece of a growing answer is shown; topics are rooms",
+    "D-e": "permissions hold for adapters that were started later",
+    "D-f": "a changed binding holds on every platform",
+    "D-g": "captions, answers to commands and growing drafts go through the same splitter",
+    "D-h": "no text becomes a second line of the protocol; rooms are logins in lower case",
+    "D-i": "sending keeps below the account's limits",
+    "D-j": "a named account's rooms are reached through that account",
+    "D-k": "no text pings a whole room",
+    "D-l": "no address with a credential in it is written down",
+    "D-m": "answers that nobody fetches are bounded, those that come late are kept",
+    "D-n": "a failed delivery is known to the model",
+    "D-o": "an answer to a message that is gone is sent all the same",
+}
+
+ELSEWHERE: dict[str, tuple[str, ...]] = {}
+
+NOT_OURS: dict[str, str] = {
+    "D-23": "Twitch is signed in with the token that the owner gives; none is renewed, none is written to a file",
+    "D-37": "there is no adapter for mail",
+    "D-38": "there is no adapter for Signal",
+}
