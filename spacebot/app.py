@@ -229,13 +229,13 @@ async def _serve(
     api, run_id, started = program.store.current.api, new_uuid(), monotonic_s()
     async with trio.open_nursery() as faces:
         async with trio.open_nursery() as serving:
+            if (metrics := program.store.current.metrics).enabled:
+                await serving.start(partial(serve_metrics, program, metrics, tree=tree, stop=program.stop))
             urls: tuple[str, ...] = ()
             if api.enabled:
                 urls = await serving.start(
                     partial(serve_api, program, api, events=program.events, tree=tree, run_id=run_id, stop=program.stop)
                 )
-            if (metrics := program.store.current.metrics).enabled:
-                await serving.start(partial(serve_metrics, program, metrics, tree=tree, stop=program.stop))
             commands = control_commands(
                 program,
                 tree=tree,

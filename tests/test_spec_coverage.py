@@ -46,9 +46,7 @@ MESSAGING = Index(
     messaging_pitfalls.ELSEWHERE,
     messaging_pitfalls.NOT_OURS,
 )
-every_index = pytest.mark.parametrize(
-    "index", [PROCESSES, MEMORY, MESSAGING], ids=["processes", "memory", "messaging"]
-)
+every_index = pytest.mark.parametrize("index", [PROCESSES, MEMORY, MESSAGING], ids=["processes", "memory", "messaging"])
 
 
 def marked() -> Iterator[tuple[str, str]]:

@@ -227,6 +227,10 @@ class DiscordTown:
     def connected(self) -> bool:
         return self.standin.connected > 0
 
+    @property
+    def port(self) -> int:
+        return self.standin.port
+
 
 @dataclass
 class SlackTown:
@@ -327,12 +331,16 @@ class SlackTown:
         self.standin.rate_limit(1, "1", method="chat.postMessage")
 
     async def change_token(self, token: str) -> None:
-        self.standin.bot_token = token
-        self.standin.drop_sockets()
+        self.standin.bot_token = token  # an open connection goes on until it is told
+        self.standin.send_event({"type": "tokens_revoked", "tokens": {"oauth": [], "bot": [slack.BOT]}})
 
     @property
     def connected(self) -> bool:
         return self.standin.sockets > 0
+
+    @property
+    def port(self) -> int:
+        return self.standin.port
 
 
 @dataclass
@@ -427,6 +435,10 @@ class TelegramTown:
     def connected(self) -> bool:
         return self.standin.is_polled
 
+    @property
+    def port(self) -> int:
+        return int(self.standin.url.rpartition(":")[2])
+
 
 @dataclass
 class TwitchTown:
@@ -503,6 +515,10 @@ class TwitchTown:
     @property
     def connected(self) -> bool:
         return self.standin.connected > 0
+
+    @property
+    def port(self) -> int:
+        return self.standin.port
 
 
 AnyTown = DiscordTown | SlackTown | TelegramTown | TwitchTown

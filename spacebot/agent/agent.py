@@ -154,7 +154,9 @@ class Agent:
 
         Errors: RefusedError when it names nobody; StorageError, then it is finished at the next start.
         """
-        return await self._forgetting.forget_person(person, reason=reason)
+        done = await self._forgetting.forget_person(person, reason=reason)
+        await self._parts.delivery.sweep()
+        return done
 
     @property
     def ingestion(self) -> Ingestion:
@@ -182,12 +184,15 @@ class Agent:
                 await self._channels.hand_over(journalled)
         return accepted
 
-    async def take(self, message: InboundMessage, *, observe: bool, may_control: bool) -> Receipt:
+    async def take(
+        self, message: InboundMessage, *, observe: bool, may_control: bool, is_named: bool = False
+    ) -> Receipt:
         """Take a message that a platform brought: a command is answered at once, the rest is accepted or kept.
 
         Args:
             observe: keep it as context; nobody answers.
             may_control: its writer may change how the agent behaves in that room.
+            is_named: the owner's lists name its writer.
 
         Errors: RefusedError when it is too long; StorageError, then it was not taken.
         """
@@ -196,7 +201,7 @@ class Agent:
             raise RefusedError(f"the message has {len(message.text)} characters, the most is {MAX_TEXT}")
         entry = command_of(message)
         if entry is not None and (not observe or message.command is not None):
-            return await self._command(entry, message, may_control=may_control)
+            return await self._command(entry, message, may_control=may_control, is_named=is_named)
         if not observe and not await self._answers(message):
             observe = True
         if not observe:
@@ -219,13 +224,16 @@ class Agent:
         is_named = message.mentions_bot or message.interaction is not None
         return mode is ResponseMode.ACTIVE or (mode is ResponseMode.MENTION_ONLY and is_named)
 
-    async def _command(self, entry: Entry, message: InboundMessage, *, may_control: bool) -> Receipt:
+    async def _command(self, entry: Entry, message: InboundMessage, *, may_control: bool, is_named: bool) -> Receipt:
+        if await self._parts.rooms.is_known(message):
+            return Receipt.DUPLICATE
         await self._parts.rooms.ensure(message)
         situation = Situation(
             parts=self._parts,
             message=message,
             status=self._channels.status_of(message.conversation_id),
             model_label=self.model_label,
+            is_named=is_named,
         )
         answer = await run_command(entry, situation, may_control=may_control)
         recorded = await self._parts.rooms.answer_command(message, answer)
@@ -250,10 +258,13 @@ class Agent:
 
     async def change(self, conversation: ConversationId, platform_id: str, text: str | None) -> None:
         """A person changed a message, or (None) took it back. Errors: StorageError."""
-        changed = await self._parts.rooms.change(conversation, platform_id, text)
+        conversation = ConversationId(clean_unicode(conversation))
+        changed = await self._parts.rooms.change(conversation, clean_unicode(platform_id), text)
         if changed is None:
             return
         self._channels.changed(changed)
+        if text is None:
+            await self._parts.attachments.forget([changed.row.id])
         self._parts.events.emit(
             EventKind.MESSAGE_CHANGED,
             agent_id=self.id,
@@ -317,8 +328,15 @@ def _clean(message: InboundMessage) -> InboundMessage:
     reply_to = message.reply_to
     return replace(
         message,
+        conversation_id=ConversationId(clean_unicode(message.conversation_id)),
+        platform_id=message.platform_id and clean_unicode(message.platform_id),
         text=clean_unicode(message.text),
-        author=replace(message.author, id=clean_unicode(message.author.id), name=clean_unicode(message.author.name)),
+        author=replace(
+            message.author,
+            id=clean_unicode(message.author.id),
+            name=clean_unicode(message.author.name),
+            handle=message.author.handle and clean_unicode(message.author.handle),
+        ),
         reply_to=reply_to
         and replace(reply_to, author=clean_unicode(reply_to.author), text=clean_unicode(reply_to.text)),
         attachments=tuple(replace(a, filename=clean_unicode(a.filename)) for a in message.attachments),
@@ -391,7 +409,9 @@ async def open_agent(
             paths, AttachmentLog(database, clock), fetcher, transcribe=transcribe_with(own_model, prompts)
         )
         conversations, rooms = Conversations(database, clock), Rooms(database, clock)
-        delivery = Delivery(Outbox(database, clock), courier, agent_id=agent_id, events=events, clock=clock)
+        delivery = Delivery(
+            Outbox(database, clock), courier, agent_id=agent_id, events=events, clock=clock, outgoing=paths.outgoing
+        )
         crossing = Crossing(rooms, conversations, delivery, agent_id=agent_id, events=events)
         forgetting = Forgetting(database, memory, clock, vectors=paths.vectors, log_folder=instance.logs)
         parts = AgentParts(

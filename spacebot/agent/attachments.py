@@ -99,25 +99,23 @@ class _Budget:
 
     left: int = MAX_TURN
     running: int = 0
-    changed: trio.Condition = field(default_factory=trio.Condition)
+    changed: trio.Event = field(default_factory=trio.Event)
 
     async def reserve(self, wanted: int) -> int:
         """Take bytes; waits for running fetches to give theirs back before it takes less than wanted."""
-        async with self.changed:
-            while self.left < wanted and self.running:
-                await self.changed.wait()
-            granted = min(self.left, wanted)
-            self.left -= granted
-            self.running += 1
-            return granted
+        while self.left < wanted and self.running:
+            await self.changed.wait()
+        granted = min(self.left, wanted)
+        self.left -= granted
+        self.running += 1
+        return granted
 
-    async def settle(self, granted: int, used: int) -> None:
+    def settle(self, granted: int, used: int) -> None:
         """Give back what was not used."""
-        with trio.CancelScope(shield=True):
-            async with self.changed:
-                self.left += granted - used
-                self.running -= 1
-                self.changed.notify_all()
+        self.left += granted - used
+        self.running -= 1
+        self.changed.set()
+        self.changed = trio.Event()
 
 
 class AttachmentDesk:
@@ -241,7 +239,7 @@ class AttachmentDesk:
                 log.warning("attachment not kept", extra=kv(reason=_one_line(error)))
                 item.trouble = f"could not be kept: {_one_line(error)}"
             finally:
-                await budget.settle(granted, used)
+                budget.settle(granted, used)
 
     async def _refuse(self, item: Item, reason: str) -> None:
         """Note what no other attempt will change."""

@@ -83,6 +83,7 @@ class Channel:
         self._was_cut = False
         self._wake = trio.Event()
         self._turn: Turn | None = None
+        self._changed: list[tuple[int, Entry | None]] = []  # while it runs; what it leaves may hold the old words
         self._idle_since = monotonic_s()
         self._hydrating = trio.Lock()
         self._nursery: trio.Nursery | None = None
@@ -132,7 +133,7 @@ class Channel:
         self._overhear(Entry(ModelMessage.assistant(row.content), (row.seq,)))
 
     def change(self, message: ChangedMessage) -> None:
-        """Take note that a message was edited or taken back. A turn that runs has seen it as it was."""
+        """Take note that a message was edited or taken back. A turn that runs has seen it as it was; the next has not."""
         self._pacing.change(message.row.id, message.journalled)
         entry = None
         if message.journalled is not None:
@@ -140,6 +141,8 @@ class Channel:
                 ModelMessage.user(render_message(message.journalled.message, self._parts.zone)), (message.row.seq,)
             )
         self._history.change(message.row.seq, entry)
+        if self._turn is not None:
+            self._changed.append((message.row.seq, entry))
 
     def _overhear(self, entry: Entry) -> None:
         self._idle_since = monotonic_s()
@@ -275,6 +278,7 @@ class Channel:
 
     def _start_turn(self, nursery: trio.Nursery, work: Work) -> None:
         self._history.without(message.seq for message in work.messages)
+        self._changed.clear()
         description = f"{len(work.messages)} messages, {len(work.results)} results"
         node = self._parts.tree.add(NodeKind.TURN, description, parent=self._node)
         self._turn = Turn(
@@ -299,6 +303,8 @@ class Channel:
                 is_given_back = await self._settle_broken_turn(turn, work, outcome)
             if turn.end is not None and not is_given_back:
                 self._history.extend(turn.end.history)
+                for seq, entry in self._changed:
+                    self._history.change(seq, entry)
                 self._pacing.note_end(work, has_spawned=turn.has_spawned, untold=turn.end.untold, now=monotonic_s())
                 self._persistence.note_turn(len(work.messages))
                 self._fixed_tokens = turn.fixed_tokens

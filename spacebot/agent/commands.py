@@ -15,6 +15,7 @@ from spacebot.conversations.records import ResponseMode
 from spacebot.messaging.messages import Command, InboundMessage
 
 _DENIED = "That is for those who look after this room."
+_NOT_YOURS = "A direct chat becomes home only for people whom my owner lists (dm_allowed_users or authority)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class Situation:
     message: InboundMessage
     status: StatusBlock | None
     model_label: str
+    is_named: bool  # the owner's lists name the writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +73,11 @@ def _switch(mode: ResponseMode, said: str) -> Callable[[Situation], Awaitable[st
 
 
 async def _sethome(situation: Situation) -> str:
-    message = situation.message
-    await situation.parts.rooms.set_home(message.adapter_key, message.conversation_id)
+    message, rooms = situation.message, situation.parts.rooms
+    is_stranger = message.is_direct and not situation.is_named  # anybody may open a direct chat
+    if is_stranger and await rooms.home(message.adapter_key) != message.conversation_id:
+        return _NOT_YOURS
+    await rooms.set_home(message.adapter_key, message.conversation_id)
     return "This is home now: what nobody here asked for comes to this conversation."
 
 

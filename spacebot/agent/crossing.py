@@ -40,7 +40,9 @@ class Crossing:
 
     async def reachable(self, channel_id: ConversationId, person: str | None) -> Sequence[ChannelRecord]:
         """Conversations that a prompt may name: rooms, and the direct chats of the person who asks."""
-        found = await self._rooms.reachable(without=channel_id, person=person, limit=LISTED)
+        found = await self._rooms.reachable(
+            without=channel_id, platform=platform_of(channel_id), person=person, limit=LISTED
+        )
         keys = self._delivery.courier.keys()
         return [channel for channel in found if channel.adapter in keys]
 
@@ -74,7 +76,9 @@ class Crossing:
         return name
 
     async def _find(self, target: str, *, here: ConversationId, person: str | None) -> tuple[ConversationId, str]:
-        known = await self._rooms.reachable(without=ConversationId(""), person=person, limit=KNOWN)
+        known = await self._rooms.reachable(
+            without=ConversationId(""), platform=platform_of(here), person=person, limit=KNOWN
+        )
         keys = self._delivery.courier.keys()
         known = [channel for channel in known if channel.adapter in keys]
         if target.casefold() == HOME:

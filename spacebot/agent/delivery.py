@@ -1,7 +1,8 @@
 """Delivers what the agent says to the platforms: in order per conversation, again after failures, once.
 
 One task per conversation with something in the outbox; it ends when nothing is left. What an adapter cannot take
-now waits, and only the conversation's own later messages wait with it.
+now waits, and only the conversation's own later messages wait with it. Where the adapter is away, one task waits for
+all its conversations.
 
 Flow:    a row in the outbox -> nudge -> relay -> adapter.send -> delivered | undelivered, told at the next turn
 Floor:   agent
@@ -9,8 +10,10 @@ Source:  design 4.5, messaging spec 3; pitfalls 1, 9, 12, 29 and n of its sectio
 """
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import trio
 
@@ -34,14 +37,28 @@ LONGEST_PAUSE_S = 60.0
 ATTEMPTS = 25  # failed ones of one message: about 20 minutes of a platform that answers and refuses
 BREAKS = 3  # times that an adapter may break over one message
 OLDEST_S = 86_400.0  # what could not be delivered for a day helps nobody any more
+AT_ONCE = 50  # conversations of an adapter that are sent to
+LOOK_S = 3600.0  # while an adapter is away, what waits for it is looked through so often for what has grown too old
+FRESH_S = 60.0  # a copy of a file may be so old before its row is there
 END_S = 5.0  # for a last call to a platform when something ends
 
 
 class Delivery:
     """What one agent sends. `run` is its life; `nudge` never waits."""
 
-    def __init__(self, outbox: Outbox, courier: Courier, *, agent_id: AgentId, events: EventBus, clock: Clock) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        courier: Courier,
+        *,
+        agent_id: AgentId,
+        events: EventBus,
+        clock: Clock,
+        outgoing: Path | None = None,
+    ) -> None:
+        """Make the delivery of an agent; `outgoing` is the folder with copies of files that are to be sent."""
         self._outbox = outbox
+        self._outgoing = outgoing
         self._courier = courier
         self._agent_id = agent_id
         self._events = events
@@ -49,6 +66,8 @@ class Delivery:
         self._nursery: trio.Nursery | None = None
         self._relays: dict[ConversationId, bool] = {}  # those that run; True: look again before you end
         self._paused: set[ConversationId] = set()  # those that wait for a platform
+        self._parked: dict[str, set[ConversationId]] = {}  # those that wait for an adapter, by its key
+        self._limits: dict[str, trio.CapacityLimiter] = {}
         self._moved = trio.Event()
         self._news: dict[ConversationId, trio.Event] = {}  # for those who fetch what is said
 
@@ -72,8 +91,8 @@ class Delivery:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
-                for channel_id in await self._outbox.open_channels():
-                    self.nudge(channel_id)
+                await self.sweep(fresh_s=0.0)  # nobody makes copies yet
+                await self._nudge_all(await self._outbox.open_channels())
                 for draft in await self._outbox.take_stale_drafts():
                     nursery.start_soon(self.drop_draft, draft.adapter, draft.target, draft.draft_id)
                 task_status.started()
@@ -111,6 +130,18 @@ class Delivery:
         """Note that whoever fetches their messages has got these."""
         for message_id in message_ids:
             await self._outbox.note_sent(message_id, (), is_last=True)
+        if message_ids:
+            await self.sweep()
+
+    async def sweep(self, *, fresh_s: float = FRESH_S) -> None:
+        """Remove copies of files that nothing in the outbox waits for.
+
+        Args:
+            fresh_s: leave those alone that are not older; the row of such a one may be about to be written.
+        """
+        if self._outgoing is not None:
+            wanted = await self._outbox.files()
+            await trio.to_thread.run_sync(_remove_copies, self._outgoing, wanted, time.time() - fresh_s)
 
     async def drop_draft(self, adapter_key: str, target: Target, draft_id: str) -> None:
         """Remove a growing draft that nothing came of, when its platform can be reached in time."""
@@ -128,13 +159,12 @@ class Delivery:
             while True:
                 self._relays[channel_id] = False
                 try:
-                    parcel = await self._outbox.take(channel_id)
-                    if parcel is None:
-                        if self._relays[channel_id]:
-                            continue
-                        return
-                    pause_s = await self._deliver(parcel, breaks)
+                    async with self._limit(channel_id):
+                        parcel = await self._outbox.take(channel_id)
+                        pause_s = await self._deliver(parcel, breaks) if parcel is not None else None
                     if pause_s is None:
+                        if self._relays[channel_id] and parcel is None:
+                            continue
                         return
                 except StorageError as error:
                     log.error("outbox not served, it is tried again", extra=kv(channel=channel_id, error=str(error)))
@@ -146,16 +176,24 @@ class Delivery:
             self._moved.set()
 
     async def _deliver(self, parcel: Parcel, breaks: Counter[MessageId]) -> float | None:
-        """Try once; returns the pause until the next attempt, None when whoever wants it fetches it.
+        """Try once; returns the pause until the next attempt, None when the adapter is away or nothing is pushed.
 
         Errors: StorageError.
         """
-        adapter = await self._adapter(parcel)
+        adapter = self._courier.connected(parcel.adapter)
         if adapter is None:
+            if not parcel.message.is_doubtful:
+                await self._outbox.put_back(parcel.message.id)
+            if self._is_young(parcel):
+                self._park(parcel)
+                return None
             await self._give_up(parcel, f"{parcel.adapter} was not connected for a day")
             return 0.0
         if adapter.traits.is_pulled:
-            return None
+            if self._is_young(parcel):
+                return None
+            await self._give_up(parcel, "nobody fetched it for a day")
+            return 0.0
         try:
             await self._send(adapter, parcel)
             return 0.0
@@ -184,27 +222,44 @@ class Delivery:
 
         async def note_sent(platform_id: str) -> None:
             sent.append(platform_id)
-            await self._outbox.note_sent(parcel.message.id, sent, is_last=False)
+            with trio.CancelScope(shield=True):  # people have it; that must be known even if all stops now
+                await self._outbox.note_sent(parcel.message.id, sent, is_last=False)
 
         await adapter.send(parcel.target, parcel.message, note_sent)
-        await self._outbox.note_sent(parcel.message.id, sent, is_last=True)
+        with trio.CancelScope(shield=True):
+            await self._outbox.note_sent(parcel.message.id, sent, is_last=True)
         await _discard(parcel)
         self._courier.note_delivery(parcel.adapter, is_delivered=True)
         self._emit(EventKind.DELIVERED, parcel, parts=len(sent))
 
-    async def _adapter(self, parcel: Parcel) -> Adapter | None:
-        """The adapter of a parcel, as soon as it is connected; None when that takes too long."""
-        if (adapter := self._courier.connected(parcel.adapter)) is not None:
-            return adapter
-        age_s = (self._clock.now() - from_text(parcel.created_at)).total_seconds()
-        channel_id = parcel.target.conversation_id
-        self._note_pause(channel_id)
-        try:
-            with trio.move_on_after(max(0.0, OLDEST_S - age_s)):
-                return await self._courier.wait_connected(parcel.adapter)
-            return None
-        finally:
-            self._paused.discard(channel_id)
+    def _park(self, parcel: Parcel) -> None:
+        """Have a conversation looked at again when its adapter is connected."""
+        if parcel.adapter in self._parked:
+            self._parked[parcel.adapter].add(parcel.target.conversation_id)
+        elif self._nursery is not None:
+            self._parked[parcel.adapter] = {parcel.target.conversation_id}
+            self._nursery.start_soon(self._wait_for_adapter, parcel.adapter)
+
+    async def _wait_for_adapter(self, key: str) -> None:
+        with trio.move_on_after(LOOK_S):
+            await self._courier.wait_connected(key)
+        await self._nudge_all(self._parked.pop(key))
+
+    async def _nudge_all(self, channels: Collection[ConversationId]) -> None:
+        """Nudge any number of conversations without holding up everybody else."""
+        for number, channel_id in enumerate(channels, 1):
+            self.nudge(channel_id)
+            if number % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _limit(self, channel_id: ConversationId) -> trio.CapacityLimiter:
+        """What keeps the outbox of a whole platform from going out at the same moment."""
+        configured = self._courier.keys()
+        own = max((key for key in configured if channel_id.startswith(f"{key}:")), key=len, default="")
+        return self._limits.setdefault(own, trio.CapacityLimiter(AT_ONCE))
+
+    def _is_young(self, parcel: Parcel) -> bool:
+        return (self._clock.now() - from_text(parcel.created_at)).total_seconds() < OLDEST_S
 
     async def _give_up(self, parcel: Parcel, reason: str) -> None:
         log.warning("not delivered", extra=kv(adapter=parcel.adapter, message=parcel.message.id, reason=reason))
@@ -238,4 +293,17 @@ class Delivery:
 async def _discard(parcel: Parcel) -> None:
     """Remove the copy of a file that was to be sent."""
     if parcel.message.file is not None:
-        await trio.Path(parcel.message.file.path).unlink(missing_ok=True)
+        try:
+            await trio.Path(parcel.message.file.path).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("copy of a sent file not removed", extra=kv(reason=str(error)))
+
+
+def _remove_copies(folder: Path, wanted: Collection[str], before: float) -> None:
+    """Remove files of a folder that are not wanted and were written before a moment (seconds since the epoch)."""
+    try:
+        for file in folder.iterdir() if folder.is_dir() else ():
+            if file.name not in wanted and file.is_file() and file.stat().st_mtime <= before:
+                file.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("copies of sent files not removed", extra=kv(reason=str(error)))

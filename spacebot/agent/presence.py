@@ -80,6 +80,7 @@ class GrowingDraft:
         self._draft_id: str | None = None
         self._more = trio.Event()
         self._calling = trio.Lock()
+        self._call = trio.CancelScope()
         self._is_held = False
         self._is_late = False
         self._is_running = False
@@ -103,6 +104,8 @@ class GrowingDraft:
             async with self._calling:
                 pass
         self._is_late = patience.cancelled_caught
+        if self._is_late and self._draft_id is not None:
+            self._call.cancel()  # the answer takes this draft's place; an old text must not come after it
 
     async def drop(self) -> None:
         """Remove the draft: there will be no answer."""
@@ -114,6 +117,8 @@ class GrowingDraft:
     async def _run(self, every_s: float) -> None:
         try:
             await trio.sleep(DRAFT_AFTER_S)
+            if self._is_held:
+                return
             self._draft_id = await self._delivery.outbox.draft(self._channel_id, self._reply_to)
             shown = ""
             while not self._is_held:
@@ -139,10 +144,13 @@ class GrowingDraft:
         adapter = self._delivery.courier.connected(self._adapter_key)
         if adapter is None:
             return
-        draft_id = await adapter.draft(self._target, text, self._draft_id)
+        with trio.CancelScope() as self._call:
+            draft_id = await adapter.draft(self._target, text, self._draft_id)
+        if self._call.cancelled_caught or draft_id == self._draft_id:
+            return
         if self._is_late:  # the answer went out without waiting for this
             await adapter.drop_draft(self._target, draft_id)
-        elif draft_id != self._draft_id:
+        else:
             self._draft_id = draft_id
             await self._delivery.outbox.note_draft(self._channel_id, self._reply_to, self._adapter_key, draft_id)
 

@@ -26,18 +26,25 @@ def neutral(text: str) -> str:
     return _FRAME.sub("‹", text)
 
 
+def one_line(text: str) -> str:
+    """A name or another word that people choose, as it may stand inside of a line."""
+    return neutral(" ".join(text.split()))
+
+
 def render_message(message: InboundMessage, zone: tzinfo | None) -> str:
     """One message as `[time] name: text`, with what it answers and what is attached."""
     bot = " (bot)" if message.author.is_bot else ""
     answers = ""
     if message.reply_to is not None:
-        answers = f' (replying to {message.reply_to.author}: "{preview(message.reply_to.text, PREVIEW)}")'
+        answered = one_line(preview(message.reply_to.text, PREVIEW))
+        answers = f' (replying to {one_line(message.reply_to.author)}: "{answered}")'
     files = "".join(
-        f"\n[attachment: {a.filename}, {a.media_type}" + (f", {a.size_bytes / 1024:.1f} KB]" if a.size_bytes else "]")
+        f"\n[attachment: {one_line(a.filename)}, {one_line(a.media_type)}"
+        + (f", {a.size_bytes / 1024:.1f} KB]" if a.size_bytes else "]")
         for a in message.attachments
     )
     text = neutral(message.text.strip()) or (EMPTY if not files else "")
-    return f"[{format_local(message.sent_at, zone)}] {neutral(message.author.name)}{bot}{answers}: {text}{files}"
+    return f"[{format_local(message.sent_at, zone)}] {one_line(message.author.name)}{bot}{answers}: {text}{files}"
 
 
 def render_batch(messages: Sequence[Journalled], zone: tzinfo | None) -> str:
@@ -52,15 +59,17 @@ def render_logged(message: LoggedMessage, zone: tzinfo | None) -> ModelMessage |
     if message.role == "assistant":
         return ModelMessage.assistant(message.content)
     moment = format_local(from_text(message.created_at), zone)
-    return ModelMessage.user(f"[{moment}] {message.sender_name}: {neutral(message.content.strip()) or EMPTY}")
+    return ModelMessage.user(
+        f"[{moment}] {one_line(message.sender_name or '?')}: {neutral(message.content.strip()) or EMPTY}"
+    )
 
 
 def place_of(message: InboundMessage) -> str:
     """Where the talk takes place, in words."""
     if message.is_direct:
-        return f"a direct chat with {message.author.name} ({message.conversation_id})"
+        return one_line(f"a direct chat with {message.author.name} ({message.conversation_id})")
     names = " in ".join(name for name in (message.channel_name, message.server_name) if name)
-    return f"{names or 'a shared room'} ({message.conversation_id})"
+    return one_line(f"{names or 'a shared room'} ({message.conversation_id})")
 
 
 def render_transcript(rows: Sequence[LoggedMessage], zone: tzinfo | None) -> str:

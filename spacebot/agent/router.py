@@ -19,7 +19,7 @@ from spacebot.base.ids import AgentId, ConversationId, MessageId
 from spacebot.base.telemetry import kv
 from spacebot.config.model import Config
 from spacebot.messaging.adapter import Receipt
-from spacebot.messaging.bindings import Admission, Verdict, admit, may_command
+from spacebot.messaging.bindings import Admission, Verdict, admit, is_named, may_command
 from spacebot.messaging.messages import InboundMessage, MessageDeletion, MessageEdit, OutboundMessage, Target
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,19 @@ class Router:
             raise StorageError(f"agent {admission.agent_id!r} does not run now")
         observe = admission.verdict is Verdict.OBSERVE or self._is_bot_loop(message)
         try:
-            return await agent.take(message, observe=observe, may_control=may_command(message, admission))
+            return await agent.take(
+                message,
+                observe=observe,
+                may_control=may_command(message, admission),
+                is_named=is_named(message, admission, self._config().messaging),
+            )
         except RefusedError as error:
             log.warning("message refused", extra=kv(conversation=message.conversation_id, reason=str(error)))
+            return Receipt.REFUSED
+        except StorageError:
+            raise
+        except Exception as error:  # boundary: message; it would come again for ever and keep all others waiting
+            log.error("message broke its agent", exc_info=error, extra=kv(adapter=message.adapter_key))
             return Receipt.REFUSED
 
     async def edit(self, edit: MessageEdit) -> None:

@@ -14,7 +14,7 @@ from spacebot.agent.history import Entry
 from spacebot.agent.pacing import Work
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.presence import Stage
-from spacebot.agent.render import neutral, place_of, render_batch
+from spacebot.agent.render import neutral, one_line, place_of, render_batch, render_message
 from spacebot.agent.status import StatusBlock
 from spacebot.agent.streaming import ReplyReader
 from spacebot.agent.surroundings import Surroundings
@@ -251,7 +251,7 @@ class Turn:
         if self._work.messages and (traits is None or traits.can_react):
             tools.append(React(self))
         if traits is not None and traits.max_file_bytes:
-            outgoing = self._parts.paths.data / "outgoing"
+            outgoing = self._parts.paths.outgoing
             tools.append(
                 SendFile(self, containment=self._parts.containment, outgoing=outgoing, max_bytes=traits.max_file_bytes)
             )
@@ -277,9 +277,12 @@ class Turn:
             memory_bulletin=await self._bulletin() if own_block else "",
             status_block=self._status_text(),
             elsewhere=[
-                f"{preview(channel.display_name or 'unnamed', 60)} ({channel.id})" for channel in self._elsewhere
+                one_line(f"{preview(channel.display_name or 'unnamed', 60)} ({channel.id})")
+                for channel in self._elsewhere
             ],
-            undelivered=[{"text": preview(lost.text, 120), "reason": lost.reason} for lost in self._untold],
+            undelivered=[
+                {"text": one_line(preview(lost.text, 120)), "reason": one_line(lost.reason)} for lost in self._untold
+            ],
             results=[
                 {
                     "kind": result.process_kind,
@@ -442,9 +445,12 @@ class Turn:
             f"{cut_bytes(result.text, NOTE_BYTES)}"
             for result in self._work.results
         ]
-        said = render_batch(self._work.messages, self._parts.zone)
-        asked = ModelMessage.user("\n".join([*notes, *([said] if said else []), *self._files]))
-        entries = [Entry(asked, tuple(journalled.seq for journalled in self._work.messages))]
+        entries = [Entry(ModelMessage.user("\n".join(notes)))]
+        entries += [  # each by itself, so that it can be changed or taken back
+            Entry(ModelMessage.user(render_message(journalled.message, self._parts.zone)), (journalled.seq,))
+            for journalled in self._work.messages
+        ]
+        entries.append(Entry(ModelMessage.user("\n".join(self._files))))
         entries += [Entry(ModelMessage.assistant(f"[sent the file {name}]")) for name in self._sent]
         entries.extend(Entry(ModelMessage.assistant(row.content), (row.seq,)) for row in self._replies)
         return tuple(entry for entry in entries if entry.message.text)

@@ -10,69 +10,66 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 from spacebot.api.contract import AgentHandle, Program
 from spacebot.base.clock import to_text
 from spacebot.base.errors import DeliveryError, NotFoundError, RefusedError, StorageError
+from spacebot.base.ids import AgentId
 from spacebot.base.telemetry import kv
 from spacebot.config.messaging import PLATFORMS
 from spacebot.messaging.states import AdapterState, Connection
 
 log = logging.getLogger(__name__)
 
-STORE_S = 3.0  # for one agent's count; who asks how the adapters are must hear it even if a store hangs
+STORE_S = 3.0  # for one agent's figure; who asks how the adapters are must hear it even if a store hangs
 PATIENCE_S = 30.0  # for a platform that is asked whether all is well
 MAX_TEST_TEXT = 2000  # characters
 
 JsonObject = Mapping[str, Any]
+_Figure = TypeVar("_Figure")
 
 
-async def queued(program: Program) -> Counter[str]:
-    """How many messages wait to be delivered, by adapter; what waits in a store that fails or hangs is not counted."""
-    waiting: Counter[str] = Counter()
+async def ask_agents(
+    program: Program, what: str, ask: Callable[[AgentHandle], Awaitable[_Figure]]
+) -> dict[AgentId, _Figure]:
+    """A figure of each agent; one whose store fails or hangs is not there, and the log says why.
 
-    async def count(agent: AgentHandle) -> None:
+    Args:
+        what: the figure in words, for the log.
+    """
+    figures: dict[AgentId, _Figure] = {}
+
+    async def ask_one(agent: AgentHandle) -> None:
         reason = f"no answer within {STORE_S:.0f} s"
         with trio.move_on_after(STORE_S):
             try:
-                waiting.update(await agent.delivery.outbox.counts())
-                return
+                figures[agent.id] = await ask(agent)
             except StorageError as error:
                 reason = str(error)
-        log.warning("waiting messages not counted", extra=kv(agent=agent.id, error=reason))
+        if agent.id not in figures:
+            log.warning("figures are missing", extra=kv(what=what, agent=agent.id, error=reason))
 
     async with trio.open_nursery() as nursery:
         for agent in program.agents.values():
-            nursery.start_soon(count, agent)
-    return waiting
+            nursery.start_soon(ask_one, agent)
+    return figures
+
+
+async def queued(program: Program) -> Counter[str]:
+    """How many messages of all agents wait to be delivered, by adapter."""
+    counts = await ask_agents(program, "messages that wait", lambda agent: agent.delivery.outbox.counts())
+    return sum((Counter(count) for count in counts.values()), Counter[str]())
 
 
 async def messaging_status(program: Program) -> dict[str, Any]:
-    """Every platform, and under `instances` every account: those in use, those switched off, those that cannot be.
+    """Every platform, and under `instances` every account.
 
     Under `warnings` stands what else is wrong with accounts and bindings in the file, in words.
     """
-    messaging = program.config.messaging
-    waiting = await queued(program)
-    states = {state.key: state for state in program.messaging.states()}
-    bound = Counter(binding.adapter_key for binding in program.config.bindings)
-    instances = []
-    for platform, key, account in messaging.accounts():
-        state = states.pop(key, None) or AdapterState(key=key, platform=platform, state=Connection.STOPPED)
-        instances.append(_instance(state, is_configured=True, is_enabled=account.enabled, bindings=bound[key]))
-    for key, reason in messaging.absent.items():
-        state = AdapterState(
-            key=key, platform=key.partition(":")[0], state=Connection.STOPPED, detail=f"not connected: {reason}"
-        )
-        instances.append(_instance(state, is_configured=False, is_enabled=False, bindings=bound[key]))
-    instances.extend(  # those that need no account, and those that are just being taken away
-        _instance(state, is_configured=True, is_enabled=True, bindings=bound[state.key]) for state in states.values()
-    )
-    for instance in instances:
-        instance["queued"] += waiting[instance["key"]]
+    instances = adapter_instances(program, await queued(program))
     own: dict[str, Any] = {
         platform: {
             "configured": any(i["configured"] for i in instances if i["platform"] == platform),
@@ -81,6 +78,33 @@ async def messaging_status(program: Program) -> dict[str, Any]:
         for platform in PLATFORMS
     }
     return own | {"instances": instances, "warnings": _warnings(program)}
+
+
+def adapter_instances(program: Program, waiting: Mapping[str, int]) -> list[dict[str, Any]]:
+    """How every account is: those in use, those switched off, those that cannot be.
+
+    Args:
+        waiting: messages that wait to be delivered, by adapter.
+    """
+    messaging = program.config.messaging
+    states = {state.key: state for state in program.messaging.states()}
+    bound = Counter(binding.adapter_key for binding in program.config.bindings)
+    instances = []
+    for platform, key, account in messaging.accounts():
+        state = states.pop(key, None) or AdapterState(key=key, platform=platform, state=Connection.STOPPED)
+        instances.append(_instance(state, is_configured=True, is_enabled=account.enabled, bindings=bound[key]))
+    for key, reason in messaging.absent.items():
+        states.pop(key, None)  # it was in use until just now
+        state = AdapterState(
+            key=key, platform=key.partition(":")[0], state=Connection.STOPPED, detail=f"not connected: {reason}"
+        )
+        instances.append(_instance(state, is_configured=False, is_enabled=False, bindings=bound[key]))
+    instances.extend(  # those that need no account, and those that are just being taken away
+        _instance(state, is_configured=True, is_enabled=True, bindings=bound[state.key]) for state in states.values()
+    )
+    for instance in instances:
+        instance["queued"] += waiting.get(instance["key"], 0)
+    return instances
 
 
 def _warnings(program: Program) -> list[str]:

@@ -7,7 +7,6 @@ Floor:   api
 Source:  control spec 6.5; the text format 0.0.4 of prometheus.io/docs/instrumenting/exposition_formats
 """
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +17,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from spacebot.api.contract import AgentHandle, Program
-from spacebot.api.messaging_control import messaging_status, queued
+from spacebot.api.contract import Program
+from spacebot.api.messaging_control import adapter_instances, ask_agents, queued
 from spacebot.api.server import serve_asgi
-from spacebot.base.errors import StorageError
-from spacebot.base.telemetry import kv
 from spacebot.base.tree import NodeKind, Tree
 from spacebot.config.model import MetricsConfig
 from spacebot.messaging.states import Connection
 
-log = logging.getLogger(__name__)
-
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-STORE_S = 3.0  # for one agent's figures; the others come even if a store hangs
 
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _ADAPTER_TOTALS = {
@@ -97,7 +91,8 @@ async def gather(program: Program, tree: Tree) -> list[Family]:
 
 async def _adapters(program: Program) -> list[Family]:
     waiting = await queued(program)
-    instances = (await messaging_status(program))["instances"]
+    instances = adapter_instances(program, waiting)
+    left = {**waiting, **{each["key"]: each["queued"] for each in instances}}  # also of accounts that are gone
     names = [{"adapter": each["key"]} for each in instances]
     totals = [
         Family(name, "counter", about, [(label, each[field]) for label, each in zip(names, instances, strict=True)])
@@ -128,8 +123,7 @@ async def _adapters(program: Program) -> list[Family]:
             "spacebot_outbox_queued",
             "gauge",
             "Messages that wait to be delivered.",
-            # An account that was taken out of the file may still have some.
-            [({"adapter": key}, waiting[key]) for key in dict.fromkeys([each["key"] for each in instances] + [*waiting])],
+            [({"adapter": key}, count) for key, count in left.items()],
         ),
     ]
 
@@ -144,20 +138,6 @@ def _processes(program: Program, tree: Tree) -> list[Family]:
 
 
 async def _memories(program: Program) -> Family:
-    counts: dict[str, int] = {}
-
-    async def count(agent: AgentHandle) -> None:
-        reason = f"no answer within {STORE_S:.0f} s"
-        with trio.move_on_after(STORE_S):
-            try:
-                counts[agent.id] = (await agent.memory.stats()).total
-                return
-            except StorageError as error:
-                reason = str(error)
-        log.warning("memories not counted", extra=kv(agent=agent.id, error=reason))
-
-    async with trio.open_nursery() as nursery:
-        for agent in program.agents.values():
-            nursery.start_soon(count, agent)
-    samples = [({"agent_id": str(agent_id)}, counts[agent_id]) for agent_id in program.agents if agent_id in counts]
+    stats = await ask_agents(program, "memories", lambda agent: agent.memory.stats())
+    samples = [({"agent_id": str(agent_id)}, each.total) for agent_id, each in sorted(stats.items())]
     return Family("spacebot_memory_entry_count", "gauge", "Memories that an agent keeps.", samples)

@@ -119,6 +119,11 @@ class AgentPaths:
         return self.workspace / "ingest"
 
     @property
+    def outgoing(self) -> Path:
+        """Copies of files that wait to be sent."""
+        return self.data / "outgoing"
+
+    @property
     def logs(self) -> Path:
         return self.data / "logs"
 

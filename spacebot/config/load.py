@@ -146,9 +146,7 @@ class _Reader(Reading):
         self.check()
         assert api is not None
         assert metrics is not None
-        config = Config(
-            api=api, metrics=metrics, llm=llm, messaging=messaging, bindings=bindings, agents=tuple(agents)
-        )
+        config = Config(api=api, metrics=metrics, llm=llm, messaging=messaging, bindings=bindings, agents=tuple(agents))
         return LoadedConfig(config=config, warnings=self.warnings, content_hash=self.source.content_hash)
 
     def _sort_keys(self, table: Table, model: type[BaseModel], path: KeyPath) -> Table:

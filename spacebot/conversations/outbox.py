@@ -59,6 +59,28 @@ class Outbox:
 
         return await self._database.write(write)
 
+    async def put_back(self, message_id: MessageId) -> None:
+        """Note that nothing has been sent yet of a message that was taken: its adapter is away."""
+        await self._database.write(
+            lambda c: c.execute(
+                "UPDATE outbox SET state = 'queued' WHERE message_id = ? AND state = 'sending'", (message_id,)
+            )
+        )
+
+    async def files(self) -> frozenset[str]:
+        """Names of the copies of files that wait to be sent."""
+
+        def read(c: Connection) -> frozenset[str]:
+            rows = c.execute(
+                "SELECT m.metadata FROM outbox o JOIN conversation_messages m ON m.id = o.message_id "
+                "WHERE o.state IN ('queued', 'sending') AND m.kind = ?",
+                (OutboundKind.FILE,),
+            )
+            found = (from_json(row["metadata"]).file for row in rows)
+            return frozenset(file.path.name for file in found if file is not None)
+
+        return await self._database.read(read)
+
     async def waiting(self, channel_id: ConversationId, limit: int) -> list[Parcel]:
         """What waits in a conversation, oldest first, without taking it."""
 

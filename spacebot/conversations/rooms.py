@@ -71,20 +71,24 @@ class Rooms:
         """Choose the home conversation of an adapter."""
         await self._database.write(lambda c: write_settings(c, **{f"home:{adapter}": channel_id}))
 
-    async def reachable(self, *, without: ConversationId, person: str | None, limit: int) -> list[ChannelRecord]:
+    async def reachable(
+        self, *, without: ConversationId, platform: str, person: str | None, limit: int
+    ) -> list[ChannelRecord]:
         """Conversations that something can be sent to, the latest first.
 
         Args:
             without: the conversation that asks.
-            person: whose direct chats may be named, as the platform's id; those of others are left out.
+            person: whose direct chats may be named, as the platform's id; those of others are left out, and so are
+                those on other platforms, where the same id is somebody else.
         """
 
         def read(c: Connection) -> list[ChannelRecord]:
             rows = c.execute(
                 "SELECT * FROM channels c WHERE adapter IS NOT NULL AND is_active = 1 AND id <> :without AND "
-                "(NOT was_direct OR EXISTS (SELECT 1 FROM channel_people p WHERE p.channel_id = c.id "
-                "AND p.sender_id = :person)) ORDER BY last_activity_at DESC, id LIMIT :limit",
-                {"without": without, "person": person, "limit": limit},
+                "(NOT was_direct OR (platform = :platform AND EXISTS (SELECT 1 FROM channel_people p "
+                "WHERE p.channel_id = c.id AND p.sender_id = :person))) "
+                "ORDER BY last_activity_at DESC, id LIMIT :limit",
+                {"without": without, "platform": platform, "person": person, "limit": limit},
             )
             return [
                 ChannelRecord(
@@ -195,6 +199,12 @@ class Rooms:
             is_direct=message.is_direct,
             data=dict(message.metadata),
         )
+
+    async def is_known(self, message: InboundMessage) -> bool:
+        """Whether a message was taken before."""
+        where = (message.conversation_id, message.platform_id)
+        query = "SELECT 1 FROM conversation_messages WHERE channel_id = ? AND platform_id = ?"
+        return await self._database.read(lambda c: c.execute(query, where).fetchone() is not None)
 
     async def answer_command(self, message: InboundMessage, answer: str) -> tuple[Accepted, LoggedMessage] | None:
         """Write a command down together with its answer; None when it was dealt with before."""

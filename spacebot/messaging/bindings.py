@@ -93,6 +93,18 @@ def may_command(message: InboundMessage, admission: Admission) -> bool:
     return not authority or _is_listed(message.author, authority, by_login=message.platform in _LISTED_EVERYWHERE)
 
 
+def is_named(message: InboundMessage, admission: Admission, messaging: MessagingConfig) -> bool:
+    """Whether the owner's lists name its author. One that lets everybody in names nobody."""
+    account, binding = messaging.account(message.adapter_key), admission.binding
+    people: list[str] = []
+    if account is not None and not isinstance(account, WebhookAccount):
+        people += account.dm_allowed_users
+    if binding is not None:
+        people += [*binding.dm_allowed_users, *(binding.authority or ())]
+    people = [person for person in people if person != ANYBODY]
+    return _is_listed(message.author, people, by_login=message.platform in _LISTED_EVERYWHERE)
+
+
 def _refuse(reason: str) -> Admission:
     return Admission(verdict=Verdict.REFUSE, agent_id=None, reason=reason)
 

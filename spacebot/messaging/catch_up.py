@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 ASK_S = 5.0  # for our own disk to tell what was heard last
 ROOM_S = 20.0  # for the platform to tell what one room missed
 WHOLE_S = 60.0  # for all rooms; those that had no turn by then go on without
+RETRY_S = (1.0, 3.0)  # pauses between attempts; one that fails as the connection ends does not come to the second
 ROOMS_AT_ONCE = 4
 HELD = 1024  # events that wait for what their rooms missed; beyond them all events wait
 
@@ -127,40 +128,50 @@ class CatchUp(Generic[T]):
             nursery.start_soon(self._fill_all, onwards, self._scope, self._over)
 
     async def _fill_all(self, onwards: trio.MemorySendChannel[T], scope: trio.CancelScope, over: trio.Event) -> None:
-        turns, until = trio.Semaphore(ROOMS_AT_ONCE), trio.current_time() + WHOLE_S
+        until, rooms = trio.current_time() + WHOLE_S, iter(list(self._gaps))
+
+        async def work() -> None:
+            for room in rooms:
+                await self._fill(onwards, room, until)
+
         try:
             with scope:
                 async with trio.open_nursery() as nursery:
-                    for room, gap in self._gaps.items():
-                        nursery.start_soon(self._fill, onwards, room, gap, turns, until)
+                    for _ in range(ROOMS_AT_ONCE):
+                        nursery.start_soon(work)
         finally:
             over.set()
 
-    async def _fill(
-        self, onwards: trio.MemorySendChannel[T], room: str, gap: _Gap[T], turns: trio.Semaphore, until: float
-    ) -> None:
-        missed, reason = None, "no answer in time"
-        with trio.CancelScope(deadline=until):
-            async with turns:
-                try:
-                    with trio.move_on_after(ROOM_S):
-                        missed = deque(await self._fetch(room, gap.targets))
-                except DeliveryError as error:
-                    reason = str(error)
-        if missed is None:
-            log.info("missed messages not fetched", extra=kv(adapter=self._key, room=room, reason=reason))
-            missed = deque()
-        elif missed:
-            log.info("missed messages fetched", extra=kv(adapter=self._key, room=room, messages=len(missed)))
+    async def _fill(self, onwards: trio.MemorySendChannel[T], room: str, until: float) -> None:
+        gap = self._gaps[room]
+        missed = await self._missed(room, gap.targets, until)
         while missed or gap.held:
-            is_missed_next = bool(missed) and not (gap.held and self._moment(gap.held[0]) < self._moment(missed[0]))
-            if is_missed_next:
+            if missed and not (gap.held and self._moment(gap.held[0]) < self._moment(missed[0])):
                 await onwards.send(missed[0])
                 missed.popleft()
-                continue
-            await onwards.send(gap.held[0])
-            gap.held.popleft()
-            self._count -= 1
-            self._fewer.set()
+            else:
+                await onwards.send(gap.held[0])
+                gap.held.popleft()
+                self._count -= 1
+                self._fewer.set()
         del self._gaps[room]
         self._fewer.set()
+
+    async def _missed(self, room: str, targets: Sequence[Target], until: float) -> deque[T]:
+        """What a room missed; nothing when that cannot be had."""
+        reason = "no answer in time"
+        with trio.CancelScope(deadline=min(until, trio.current_time() + ROOM_S)):
+            for pause in (*RETRY_S, None):
+                try:
+                    missed = deque(await self._fetch(room, targets))
+                except DeliveryError as error:
+                    reason = str(error)
+                    if error.is_permanent or pause is None:
+                        break
+                    await trio.sleep(max(pause, error.retry_after_s or 0.0))
+                else:
+                    if missed:
+                        log.info("missed messages fetched", extra=kv(adapter=self._key, messages=len(missed)))
+                    return missed
+        log.info("missed messages not fetched", extra=kv(adapter=self._key, room=room, reason=reason))
+        return deque()

@@ -20,6 +20,7 @@ from spacebot.base.clock import Clock
 from spacebot.base.errors import DeliveryError, NotFoundError, SpacebotError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import MessageId, new_uuid
+from spacebot.base.redaction import scrub
 from spacebot.base.supervise import BackOff, run_service
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, Tree, describe
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 BACK_OFF = BackOff(first_s=0.5, longest_s=60.0, permanent_s=300.0, steady_s=2.0)
 READY_S = 60.0  # for an adapter to sign in
-END_S = 5.0  # for an adapter to say goodbye
 
 Build = Callable[[str, str, AnyAccount, Seams], Awaitable[Adapter]]
 
@@ -267,7 +267,7 @@ class Messaging:
     def _failed(self, slot: _Slot, error: BaseException, failures: int, pause_s: float) -> None:
         slot.attempts = failures
         slot.next_attempt_at = self._clock.now() + timedelta(seconds=pause_s)
-        self._turn(slot, Connection.RETRYING, describe(error))
+        self._turn(slot, Connection.RETRYING, scrub(describe(error)))
 
     def _turn(self, slot: _Slot, state: Connection, detail: str) -> None:
         if state is not slot.state:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 __all__ = [
+    "LONG_TEXT",
     "Document",
     "TelegramPart",
     "defuse_mass_mentions",
@@ -40,6 +41,7 @@ __all__ = [
     "utf16_length",
 ]
 
+LONG_TEXT = 8_000  # characters; converting longer texts takes more than a step of the loop may, so it takes a thread
 TELEGRAM_LIMIT = 4096  # UTF-16 units of a message after its entities are parsed
 TELEGRAM_RAW = 9000  # characters of HTML; the server refuses much longer requests before it parses them
 DEEPEST = 60  # levels of lists and quotes; the parser drops what lies deeper, so such texts are shown as they are
@@ -99,7 +101,7 @@ def utf16_length(text: str) -> int:
 def split_for(text: str, convert: Callable[[str], str], limit: int, measure: Callable[[str], int] = len) -> list[str]:
     """Cut a Markdown text and convert each piece; every converted piece is within the limit, none is empty.
 
-    Takes up to 3 ms for 1,000 characters: texts of more than 15,000 belong in a thread.
+    Takes up to 3 ms for 1,000 characters: texts of more than `LONG_TEXT` belong in a thread.
     """
     pieces = _fitted(text, convert, lambda converted: measure(converted) <= limit, limit, measure)
     return [piece for piece in pieces if piece.strip()]
@@ -116,7 +118,7 @@ class TelegramPart:
 def split_telegram(markdown: str, limit: int = TELEGRAM_LIMIT) -> list[TelegramPart]:
     """Cut a Markdown text into messages for Telegram. Both forms of each are within the limit in UTF-16 units.
 
-    Takes up to 3 ms for 1,000 characters: texts of more than 15,000 belong in a thread.
+    Takes up to 3 ms for 1,000 characters: texts of more than `LONG_TEXT` belong in a thread.
     """
 
     def convert(piece: str) -> TelegramPart:

@@ -32,6 +32,7 @@ from spacebot.messaging.messages import (
     OutboundMessage,
     Target,
 )
+from spacebot.messaging.text import LONG_TEXT
 from spacebot.messaging.twitch_link import Link, Window, lost
 from spacebot.messaging.twitch_translate import (
     MAX_CHARACTERS,
@@ -302,7 +303,9 @@ class TwitchAdapter:
         """See `Adapter`. A reply mark stands on the first line only."""
         room = self._room(target)
         answers = target.message_id or (target.data.get("message_id") if message.wants_reply_mark else None)
-        for index, text in enumerate(to_texts(message)):
+        is_long = len(message.text) > LONG_TEXT
+        texts = await trio.to_thread.run_sync(to_texts, message) if is_long else to_texts(message)
+        for index, text in enumerate(texts):
             if index >= len(message.sent):
                 line = to_line(room, text, answers=str(answers) if answers and index == 0 else None)
                 await note_sent(await self._say(room, line))

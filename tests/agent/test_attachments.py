@@ -307,7 +307,7 @@ async def test_a_turn_fetches_forty_megabytes(office: Office, monkeypatch: pytes
 
 
 def _small_budget(self: attachments._Budget) -> None:
-    self.left, self.running, self.changed = 290_000, 0, trio.Condition()
+    self.left, self.running, self.changed = 290_000, 0, trio.Event()
 
 
 async def test_nothing_is_fetched_twice(office: Office) -> None:

@@ -281,6 +281,15 @@ def test_a_value_from_the_environment_is_named_not_shown(load) -> None:
     assert "hunter2" not in text
 
 
+def test_metrics_are_off_until_wanted_and_may_be_open(load) -> None:
+    metrics = load("").config.metrics
+    assert (metrics.enabled, metrics.port, metrics.bind) == (False, 9090, "127.0.0.1")
+    loaded = load('[metrics]\nenabled = true\nport = 9999\nbind = "[::]"\nprot = 1')
+    assert (loaded.config.metrics.port, loaded.config.metrics.bind) == (9999, "::")
+    assert "'metrics.prot'" in loaded.warnings[0]
+    assert "metrics.bind = 'everywhere': must be an IP address" in problems(load, '[metrics]\nbind = "everywhere"')
+
+
 def test_an_open_bind_needs_a_token(load) -> None:
     assert "api.auth_token" in problems(load, '[api]\nbind = "0.0.0.0"')
     assert load('[api]\nbind = "[::]"\nauth_token = "long-enough"').config.api.bind == "::"

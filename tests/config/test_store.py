@@ -52,7 +52,8 @@ def test_what_needs_a_restart_is_named_until_it_is_taken_back(paths: InstancePat
     store = ConfigStore.open(paths.config)
     paths.config.write_text(
         '[api]\nport = 1234\nbind = "::1"\nauth_token = "a-secret-of-the-owner"\n'
-        'allowed_origins = ["https://example.org"]\n[[agents]]\nid = "new"\n'
+        'allowed_origins = ["https://example.org"]\n[metrics]\nenabled = true\nbind = "0.0.0.0"\nport = 9999\n'
+        '[[agents]]\nid = "new"\n'
     )
 
     assert store.reload().requires_restart == (
@@ -60,6 +61,9 @@ def test_what_needs_a_restart_is_named_until_it_is_taken_back(paths: InstancePat
         "api.port",
         "api.auth_token",
         "api.allowed_origins",
+        "metrics.enabled",
+        "metrics.bind",
+        "metrics.port",
         "agents[main]",
         "agents[new]",
     )

@@ -32,19 +32,19 @@ QUIET_ROOMS = "[defaults.coalesce]\ndebounce_ms = 60000\nmin_messages = 3\nmax_w
 class Mind:
     """The model. What no plan says is answered by `mark`.
 
-    Args of `plan`: the answers to the requests about a marker, in order; `gates` hold the first one up, before its
-    beginning and between its parts.
+    Args of `plan`: the answers to the requests about a marker, in order; the first one waits for `gate`, and comes a
+    piece every `pace_s` seconds.
     """
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.bodies: list[Any] = []
         self._answers: dict[str, list[Answer]] = {}
-        self._gates: dict[str, Sequence[trio.Event]] = {}
+        self._pace: dict[str, tuple[trio.Event | None, float]] = {}
 
-    def plan(self, marker: str, *answers: Answer, gates: Sequence[trio.Event] = ()) -> None:
+    def plan(self, marker: str, *answers: Answer, gate: trio.Event | None = None, pace_s: float = 0.0) -> None:
         self._answers[marker] = list(answers)
-        self._gates[marker] = gates
+        self._pace[marker] = gate, pace_s
 
     def about(self, marker: str) -> list[Asked]:
         """The requests whose newest words hold a marker."""
@@ -67,15 +67,13 @@ class Mind:
             await connection.stream(render(mark(body)), one_write=True)
             return
         events = render(self._answers[marker].pop(0))
-        gates = self._gates.pop(marker, ())
-        if gates:
-            await gates[0].wait()
-        size = -(-len(events) // max(len(gates), 1))
-        await connection.begin_stream(events[:size])
-        for number, gate in enumerate(gates[1:], 1):
+        gate, pace_s = self._pace.pop(marker, (None, 0.0))
+        if gate is not None:
             await gate.wait()
-            await connection.go_on(events[number * size : (number + 1) * size], is_end=False)
-        await connection.go_on([], is_end=True)
+        await connection.begin_stream(events[:1])
+        for event in events[1:]:
+            await connection.go_on([event], is_end=event is events[-1])
+            await trio.sleep(pace_s)
 
 
 @dataclass
@@ -163,16 +161,24 @@ async def open_world(
     async with serve(mind.serve) as model, open_towns(rooms=rooms, platforms=platforms) as towns:
         daemon = Daemon(folder, model_url=model.url, extra="\n" + extra + towns.config)
         world = World(folder, mind, towns, daemon)
-        try:
+        async with ending(daemon):
             if starts:
                 await world.start()
             yield world
-        finally:
-            with trio.CancelScope(shield=True):
-                if daemon.process is not None and daemon.process.poll() is None:
-                    await trio.to_thread.run_sync(daemon.kill)
         assert towns.complaints == []
-        assert "Traceback" not in log_of(daemon)
+        trace = log_of(daemon).partition("Traceback")
+        assert not trace[1], f"{trace[0][-500:]}{trace[2][:6000]}"
+
+
+@asynccontextmanager
+async def ending(daemon: Daemon) -> AsyncIterator[None]:
+    """Nothing is left of a daemon after the block."""
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True):
+            if daemon.process is not None and daemon.process.poll() is None:
+                await trio.to_thread.run_sync(daemon.kill)
 
 
 def picture(side: int = 8) -> bytes:
@@ -231,12 +237,17 @@ async def test_what_people_change_or_take_back_is_respected(tmp_path: Path) -> N
             assert ("secretive" in asked.said) == (not can_take_back), asked.said
 
             late = await town.say(0, "ann", f"{world.marker(town)} indiscreet", addressed=False)
-            await world.ask(town, 0, "bob")
+            marker, gate = world.marker(town), trio.Event()
+            world.mind.plan(marker, reply(marker), gate=gate)
+            hasty = await town.say(0, "bob", f"{marker} blunder", addressed=True)
+            assert await until(lambda: bool(world.mind.about(marker)))
             await town.edit(0, message, f"{first} rewritten")
             await town.delete(0, late)
+            await town.delete(0, hasty)
+            gate.set()  # the agent has seen what was taken back meanwhile
             history = json.dumps(world.mind.body_about(await world.ask(town, 0, "bob"))["messages"])
-            assert ("rewritten" in history, "corrected" in history) == (can_edit, False)
-            assert ("indiscreet" in history) == (not can_take_back)
+            assert ("rewritten" in history, "corrected" in history) == (can_edit, False), history
+            assert ("indiscreet" in history, "blunder" in history) == (not can_take_back, not can_take_back)
 
         await world.each(change)
 
@@ -299,7 +310,7 @@ async def test_people_see_that_somebody_writes(tmp_path: Path) -> None:
                 root = await town.say(0, "bob", "the root", addressed=False)
                 town.thread = root
             marker, gate = world.marker(town), trio.Event()
-            world.mind.plan(marker, reply(f"{marker} it is"), gates=[gate])
+            world.mind.plan(marker, reply(f"{marker} it is"), gate=gate)
             await town.say(0, "ann", marker, addressed=True)
             assert await until(lambda: bool(calls(town, *names[town.platform])[0])), "no sign while the model thinks"
             assert not any(marker in text for text in town.heard(0))
@@ -321,19 +332,14 @@ async def test_a_long_answer_grows_before_peoples_eyes(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
 
         async def play(town: AnyTown) -> None:
-            marker, gates = world.marker(town), [trio.Event() for _ in range(4)]
-            whole = " ".join(f"{marker} sentence number {n} of a long answer." for n in range(40))[:1500].rstrip()
-            world.mind.plan(marker, reply(whole), gates=gates)
+            marker = world.marker(town)
+            whole = " ".join(f"{marker} sentence number {n} of a long answer." for n in range(36))
+            world.mind.plan(marker, reply(whole), pace_s=0.015)
             await town.say(0, "ann", marker, addressed=True)
-            gates[0].set()
             if town.platform in CAN_EDIT:
                 assert await until(lambda: bool(town.heard(0))), "no beginning was shown"
                 beginning = town.heard(0)[0]
-                gates[1].set()
-                assert await until(lambda: len(town.heard(0)[0]) > len(beginning) + 100), "it did not grow"
-                assert town.heard(0)[0] != whole
-            for gate in gates:
-                gate.set()
+                assert 0 < len(beginning) < len(whole)
             assert await until(lambda: " ".join(town.heard(0)) == whole), town.heard(0)
             if town.platform in CAN_EDIT:
                 assert town.heard(0) == [whole]

@@ -180,6 +180,27 @@ async def test_one_that_never_signs_in_is_started_again(autojump_clock: MockCloc
         assert running_.state("telegram").state is Connection.CONNECTED
 
 
+@pytest.mark.spec("D-9", "D-10")
+async def test_a_swap_that_fails_says_why_and_freezes_nobody(autojump_clock: MockClock) -> None:
+    address = "https://api.telegram.org/bot123456789:AAEhBOweik6ad9r_QXMENQjcrGbqCr4K-bc/getMe"
+    refused = DeliveryError(f"GET {address}: 401", is_permanent=False)
+    lives: list[Exception | str] = ["stay", "hang", refused]
+    async with running(both(), lambda key: lives if key == "telegram" else []) as running_:
+        await running_.reconcile(both("2:b"))
+        assert running_.state("telegram").state is Connection.STARTING
+        assert await running_.messaging.probe("twitch") == "all is well"
+        await running_.reconcile(MessagingConfig(telegram=(telegram("2:b"),)))  # others come and go meanwhile
+        assert running_.accounts["twitch"].ended == 1
+        assert running_.accounts["telegram"].starts == 2
+        await trio.sleep(READY_S + BACK_OFF.first_s + 0.2)
+        state = running_.state("telegram")
+        assert state.state is Connection.RETRYING
+        assert "401" in state.detail
+        assert "AAEhBO" not in state.detail
+        await trio.sleep(5)
+        assert running_.state("telegram").state is Connection.CONNECTED
+
+
 async def test_a_changed_account_is_swapped_and_others_are_left_alone(autojump_clock: MockClock) -> None:
     async with running(both()) as running_:
         await running_.reconcile(both("2:b"))

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -51,6 +52,7 @@ class DiscordStandIn:
         self.token = TOKEN
         self.is_intent_granted = True
         self.latency_s = 0.0
+        self.gates: dict[str, trio.Event] = {}  # path of a call -> when it is answered
         self.heartbeat_ms = 45_000
         self.is_silent = False  # the gateway takes connections and says nothing
         self.opened = 0  # gateway connections so far
@@ -248,6 +250,10 @@ class DiscordStandIn:
         if not resumable:
             self._sessions.clear()
 
+    def forget_sessions(self) -> None:
+        """No session can be resumed."""
+        self._sessions.clear()
+
     def dispatch(self, name: str, data: Json) -> None:
         """Send an event to every session, connected or not: a resuming one gets what it missed."""
         for session in self._sessions.values():
@@ -371,6 +377,8 @@ class DiscordStandIn:
         self.note()
         if self.latency_s:
             await trio.sleep(self.latency_s)
+        if path in self.gates:
+            await self.gates[path].wait()
         more: Json = {}
         try:
             refusal = self._refusals.pop(0) if self._refusals else None
@@ -458,12 +466,13 @@ class DiscordStandIn:
         return message
 
     def _message(self, channel: str, user: str, text: str, id: str | None, **more: Any) -> Json:
+        id = id or self.new_id()
         return {
-            "id": id or self.new_id(),
+            "id": id,
             "channel_id": channel,
             "author": self.users[user],
             "content": text,
-            "timestamp": STAMP,
+            "timestamp": datetime.fromtimestamp(((int(id) >> 22) + EPOCH_MS) / 1000, UTC).isoformat(),
             "edited_timestamp": None,
             "tts": False,
             "mention_everyone": False,

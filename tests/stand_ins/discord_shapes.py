@@ -104,7 +104,11 @@ def member_json(guild: Guild, user: str) -> Json:
 
 def channel_json(users: Mapping[str, Json], channel: Channel) -> Json:
     """A channel, thread or direct chat."""
-    common = {"id": channel.id, "type": channel.kind, "last_message_id": None}
+    common: Json = {
+        "id": channel.id,
+        "type": channel.kind,
+        "last_message_id": max(channel.messages, key=int, default=None),
+    }
     if channel.person is not None:
         return common | {"recipients": [users[channel.person]]}
     common |= {"guild_id": channel.guild, "name": channel.name, "parent_id": channel.parent, "position": 0}

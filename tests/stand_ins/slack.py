@@ -159,9 +159,17 @@ class SlackStandIn(WebApi):
             self.send_event(one)
         return str(event["ts"])
 
-    def keep(self, channel: str, user: str, text: str) -> None:
-        """Say something that the bot is not told of, because it was not there yet."""
-        self._keep(channel, {"type": "message", "user": user, "text": text, "ts": self._ts()})
+    def keep(
+        self, channel: str, user: str, text: str, *, thread: str | None = None, ts: str | None = None, **more: Any
+    ) -> str:
+        """Say something that the bot is not told of, because it was not there; returns its timestamp."""
+        message = {"type": "message", "user": user, "text": text, "ts": ts or self._ts(), **more}
+        if thread is not None:
+            root = self.channels[channel].by_ts[thread]
+            root["thread_ts"] = thread
+            message |= {"thread_ts": thread, "parent_user_id": root.get("user")}
+        self._keep(channel, message)
+        return str(message["ts"])
 
     def edit(self, channel: str, ts: str, text: str) -> None:
         """Change what was said."""

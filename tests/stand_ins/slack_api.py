@@ -5,6 +5,7 @@ Source:  messaging spec 18.4; docs.slack.dev on the methods
 
 import json
 import re
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class WebApi:
     bot_token: str = "xoxb-good"
     app_token: str = "xapp-good"
     latency_s: float = 0.0
+    gates: dict[tuple[str, str], trio.Event] = field(default_factory=dict)  # (method, channel) -> when it is answered
     port: int = 0
     channels: dict[str, Channel] = field(default_factory=dict)
     users: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -111,6 +113,7 @@ class WebApi:
     _lost: list[str] = field(default_factory=list)
     _revoked: str | None = None
     _count: int = 0
+    _epoch: int = field(default_factory=lambda: int(time.time()))
     _more: trio.Event = field(default_factory=trio.Event)
 
     @abstractmethod
@@ -132,7 +135,7 @@ class WebApi:
 
     def _ts(self) -> str:
         number = self._next()
-        return f"{1_700_000_000 + number // 1000}.{number % 1000:03d}{number % 1000:03d}"
+        return f"{self._epoch + number // 1000}.{number % 1000:03d}{number % 1000:03d}"
 
     def _note(self) -> None:
         self._more.set()
@@ -169,6 +172,8 @@ class WebApi:
         self._note()
         if self.latency_s:
             await trio.sleep(self.latency_s)
+        if (gate := self.gates.get((method, arguments.get("channel", "")))) is not None:
+            await gate.wait()
         refusal = next((r for r in self._refusals if r[0] in (None, method)), None)
         if refusal is not None:
             self._refusals.remove(refusal)

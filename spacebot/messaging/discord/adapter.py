@@ -1,8 +1,9 @@
 """One Discord bot account as the rest of the program sees it.
 
 What Discord sends again after a break comes in as if there had been none, and what it sends twice is recognised by its
-id at the door. What it does not send again, because a new session had to begin, is fetched, room by room. A part that may have arrived before is sent with the same mark again, by which Discord knows it for
-some minutes, after its channel was searched for it.
+id at the door. What it does not send again, because a new session had to begin, is fetched, room by room. A part that
+may have arrived before is sent with the same mark again, by which Discord knows it for some minutes, after its channel
+was searched for it.
 
 Flow:    Link -> inlet -> CatchUp -> lanes -> Intake; Adapter.send -> shape -> Link.create | edit | answer
 Floor:   messaging
@@ -43,17 +44,17 @@ from spacebot.messaging.messages import (
     Target,
 )
 from spacebot.messaging.names import clean_name
-from spacebot.messaging.text import replace_mentions, to_discord
+from spacebot.messaging.text import LONG_TEXT, replace_mentions, to_discord
 
 log = logging.getLogger(__name__)
 
 QUEUE = 4096  # events that wait; the library cannot make the gateway wait, so beyond them they are dropped and counted
 ROOM_S, NO_ROOM_S = 600.0, 60.0  # for which a room that was asked for is believed, or that there is none
 ASK_S = 5.0  # for Discord to tell about a room; the message goes in without it then
+UNSURE_S = 10.0  # before the newest message on disk, for which one of another room may not have got there
 TICKET_S = 840.0  # Discord takes answers to an interaction for 15 minutes
 RETRY_S = (0.5, 2.0, 5.0, 10.0, 20.0)  # pauses between attempts to hand an event in while the disk fails
 RETRIES = 2
-LONG = 20_000  # characters beyond which a text is cut in a thread
 TRAITS = Traits(
     max_characters=outbound.TEXT,
     typing_every_s=8.0,
@@ -117,7 +118,7 @@ class DiscordAdapter:
         )
         catch_up = CatchUp[Event](
             self.key,
-            heard=partial(intake.last_heard, self.key),
+            heard=partial(self._last_heard, intake),
             place=_place,
             fetch=self._missed,
             room=_lane,
@@ -239,6 +240,29 @@ class DiscordAdapter:
                 except DeliveryError as error:
                     log.warning("commands not registered", extra=kv(adapter=self.key, reason=str(error)))
 
+    async def _last_heard(self, intake: Intake) -> Sequence[Target]:
+        """The newest message of each conversation; where there was none, all is new behind the newest anywhere."""
+        heard = [target for target in await intake.last_heard(self.key) if _place(target) is not None]
+        if not heard:
+            return heard
+        newest = max(translate.sent_at(target.message_id or "") for target in heard)
+        after = translate.first_id(newest - timedelta(seconds=UNSURE_S))
+        known = {_place(target) for target in heard}
+        try:
+            news = await self._call("nothing", Link.news, after)
+        except DeliveryError as error:
+            log.info("other rooms not looked at", extra=kv(adapter=self.key, reason=str(error)))
+            return heard
+        return heard + [
+            Target(
+                conversation_id=translate.conversation(self.key, guild, channel),
+                data={"channel_id": channel, "guild_id": guild},
+                message_id=after,
+            )
+            for channel, guild in news
+            if channel not in known
+        ]
+
     async def _missed(self, channel: str, targets: Sequence[Target]) -> Sequence[Event]:
         """What was said in a channel behind the newest message that was heard there, as far as it is not too late."""
         newest = max(int(target.message_id or 0) for target in targets)
@@ -338,7 +362,7 @@ class DiscordAdapter:
                 is_permanent=True,
             )
         mentions = {**self._mentions(target), **message.mentions}
-        if len(message.text) > LONG:
+        if len(message.text) > LONG_TEXT:
             parts = await trio.to_thread.run_sync(outbound.shape, message, mentions)
         else:
             parts = outbound.shape(message, mentions)

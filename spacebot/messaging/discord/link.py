@@ -147,6 +147,12 @@ class Link:
             raise DeliveryError("Discord is not connected now", is_permanent=False)
         return self._made
 
+    @property
+    def _kept(self) -> Past:
+        if self._past is None:
+            raise DeliveryError("Discord is not connected now", is_permanent=False)
+        return self._past
+
     async def live(self) -> None:
         """Be connected until the stream ends for good; raises what the library says about it."""
         asyncio.get_running_loop().set_exception_handler(_report)
@@ -158,8 +164,11 @@ class Link:
         try:
             await asyncio.shield(running)
         finally:
-            await past.close()
-            await self._end(bot, running)
+            self._past = None
+            try:
+                await self._end(bot, running)
+            finally:
+                await past.close()
 
     async def _run(self, bot: hikari.GatewayBot) -> None:
         await bot.start(check_for_updates=False)
@@ -202,6 +211,8 @@ class Link:
 
     async def _hear(self, event: hikari.ShardPayloadEvent) -> None:
         try:
+            if self._past is not None and event.name in ("READY", "GUILD_CREATE"):
+                self._past.note(event.name, event.payload)
             if event.name == "INTERACTION_CREATE":
                 await self._hear_interaction(event.payload)
             else:
@@ -244,16 +255,18 @@ class Link:
 
     async def missed(self, channel: str, guild: str | None, after: str) -> list[Said]:
         """What people said behind a message, oldest first; the gateway would have told the same."""
-        if self._past is None:
-            raise DeliveryError("Discord is not connected now", is_permanent=False)
         found = []
-        for payload in await self._past.behind(channel, guild, after):
+        for payload in await self._kept.behind(channel, guild, after):
             try:
                 if (said := self._read(payload)) is not None:
                     found.append(said)
             except Exception as error:  # boundary: a message may be anything
                 self._skip("message of the past", error)
         return found
+
+    async def news(self, after: str) -> list[tuple[str, str]]:
+        """Channels, each with its server, in which something was said behind a message."""
+        return await self._kept.news(after)
 
     def _note_own(self, payload: Mapping[str, Any]) -> None:
         mark = payload.get("nonce")
@@ -298,12 +311,13 @@ class Link:
             return known
         try:
             return await self._create(channel, part, nonce, reply)
-        except _UNREADABLE:  # it was sent, but the library cannot read the answer; the gateway tells of it too
-            for _ in range(ECHO_TRIES):
-                if (known := self._arrived.get(nonce)) is not None:
-                    return known
-                await asyncio.sleep(ECHO_S)
-            raise
+        except _UNREADABLE as error:
+            unreadable = error  # it was sent, but the library cannot read the answer; the gateway tells of it too
+        for _ in range(ECHO_TRIES):
+            if (known := self._arrived.get(nonce)) is not None:
+                return known
+            await asyncio.sleep(ECHO_S)
+        raise unreadable
 
     async def _create(self, channel: str, part: Part, nonce: str, reply: str | None) -> str:
         common: dict[str, Any] = {"nonce": nonce, **_PINGS}

@@ -2,19 +2,20 @@
 
 An event is acknowledged when the intake has it on disk. What takes longer than Slack waits is not acknowledged at
 all: Slack brings it again, and the second time it is known. A socket that closes is routine; the next one is open
-before the old one is gone, so nothing is missed.
+before the old one is gone, so nothing is missed. After a longer break the channels are asked for what was said in it.
 
-Flow:    Link -> Envelope -> lane of its channel -> translate (with names of the directory) -> intake -> receipt
+Flow:    Link -> Envelope -> CatchUp -> lane of its channel -> translate (with names) -> intake -> receipt
 Floor:   messaging
 Source:  messaging spec 2, 14.2 and 18.4
 """
 
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,16 +26,17 @@ from spacebot.base.telemetry import kv
 from spacebot.config.messaging import SlackAccount
 from spacebot.messaging.adapter import EVENTS, Destination, Intake, Location, Traits
 from spacebot.messaging.asyncio_bridge import AsyncioHost, Inlet
+from spacebot.messaging.catch_up import Begun, CatchUp
 from spacebot.messaging.lanes import run_lanes
 from spacebot.messaging.messages import Attachment, HistoryLine, MessageDeletion, MessageEdit, OutboundMessage, Target
 from spacebot.messaging.slack.blocks import MARKDOWN
 from spacebot.messaging.slack.controls import inbound_press, inbound_slash, read_presses, read_slash
 from spacebot.messaging.slack.directory import Directory
-from spacebot.messaging.slack.outbound import MAX_FILE, PAGE, Outbound, place_of
+from spacebot.messaging.slack.outbound import MAX_FILE, Outbound, place_of
+from spacebot.messaging.slack.past import ROOMS, Past, channel_of, lane, moment
 from spacebot.messaging.slack.refusals import CREDENTIALS, SlackRefusal
 from spacebot.messaging.slack.translate import (
     FILE_NAME,
-    SHOWN_SUBTYPES,
     Edit,
     Ended,
     Malformed,
@@ -57,11 +59,12 @@ RECONNECTS = (0.0, 1.0, 4.0)  # seconds before a new attempt; then the superviso
 SHORT_LIFE_S = 1.0  # of a socket; after some of them in a row the next waits a moment
 FORGIVEN = 5
 SHORT_LIVES = 30  # in a row; then the supervisor takes over
+GAP_S = 60.0  # without a socket, after which Slack may have given up to bring what nobody acknowledged
+RETRY_S = (0.5, 2.0, 5.0)  # pauses between attempts to hand in what was fetched, while the disk fails
 EDIT_S = 1.2  # chat.update allows about fifty a minute
 STATUS_S = 30.0  # a status goes by itself after two minutes
 STATUSES = 1_000
 NO_STATUS = {"missing_scope", "no_permission", "unknown_method", "not_allowed_token_type", "method_deprecated"}
-HISTORY_PAGES = 10
 FILE_HOSTS = frozenset({"files.slack.com"})
 
 
@@ -84,6 +87,8 @@ class SlackAdapter:
         host: where the library's loop runs.
         reconnects: seconds before each attempt to open the next socket.
         receipt_s: seconds after which an event is not acknowledged any more.
+        gap_s: seconds without a socket, after which what was said meanwhile is fetched.
+        retry_s: pauses between attempts to hand in what was fetched, while the disk fails.
     """
 
     def __init__(
@@ -94,12 +99,16 @@ class SlackAdapter:
         host: AsyncioHost,
         reconnects: Sequence[float] = RECONNECTS,
         receipt_s: float = RECEIPT_S,
+        gap_s: float = GAP_S,
+        retry_s: Sequence[float] = RETRY_S,
     ) -> None:
         self._account = account
         self._key = key
         self._host = host
         self._reconnects = tuple(reconnects)
         self._receipt_s = receipt_s
+        self._gap_s = gap_s
+        self._retry_s = tuple(retry_s)
         self._connected: _Connected | None = None
         self._end: Callable[[DeliveryError], None] = lambda error: None
         self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
@@ -135,8 +144,11 @@ class SlackAdapter:
         """Be connected. Errors: DeliveryError; permanent for credentials and rights."""
         async with open_link(self._account, self._host) as link:
             me = await self._sign_in(link)
-            send, receive = trio.open_memory_channel[Envelope](EVENTS)
-            inlet = self._host.inlet(send)
+            send, receive = trio.open_memory_channel[Envelope | Begun](EVENTS)
+            onwards, in_order = trio.open_memory_channel[Envelope](0)
+            envelopes: trio.MemorySendChannel[Envelope] = send
+            inlet = self._host.inlet(envelopes)
+            await send.send(Begun())
             number = await link.connect(await link.open_socket_url(), inlet)
             self._connected = self._connect(link, me, intake)
             failures: list[DeliveryError] = []
@@ -148,8 +160,9 @@ class SlackAdapter:
                         nursery.cancel_scope.cancel()
 
                     self._end = end
-                    nursery.start_soon(run_lanes, receive, self._handle, _lane)
-                    nursery.start_soon(self._stay_connected, link, number, inlet)
+                    nursery.start_soon(self._catch_up(intake).run, receive, onwards)
+                    nursery.start_soon(run_lanes, in_order, self._handle, lane)
+                    nursery.start_soon(self._stay_connected, link, number, inlet, send)
                     task_status.started(f"@{me.name} in {me.team_name}")
             finally:
                 self._connected = None
@@ -190,25 +203,9 @@ class SlackAdapter:
 
     async def history(self, target: Target, limit: int) -> Sequence[HistoryLine]:
         """What was said before. Errors: DeliveryError."""
-        connected, place = self._ready(), place_of(target, self._key)
-        # A press carries the time of the message that was pressed; what came since belongs to the past too.
-        before = place.ts if target.message_id in (None, place.ts) else None
-        form: dict[str, Any] = {"channel": place.channel, "inclusive": False, "latest": before}
-        kept: deque[Mapping[str, Any]] = deque(maxlen=max(limit, 1))
-        if place.thread is None:
-            answer = await self._call("conversations.history", form={**form, "limit": min(limit, PAGE)})
-            kept.extend(_messages(answer))
-        else:  # oldest first, so the newest are at the end of the last page
-            form |= {"ts": place.thread, "limit": PAGE}
-            for _ in range(HISTORY_PAGES):
-                answer = await self._call("conversations.replies", form=form)
-                kept.extend(_messages(answer))
-                form["cursor"] = (answer.get("response_metadata") or {}).get("next_cursor")
-                if not form["cursor"]:
-                    break
-        shown = [m for m in kept if m.get("ts") != before and m.get("subtype") in SHOWN_SUBTYPES]
-        lines = [await self._history_line(connected, message) for message in shown]
-        return sorted((line for line in lines if line is not None), key=lambda line: line.sent_at)
+        connected = self._ready()
+        past = Past(self._call, connected.me, connected.directory)
+        return await past.lines(place_of(target, self._key), target.message_id, limit)
 
     async def locate(self, attachment: Attachment) -> Location:
         """Where a file is, with the token that it needs. Errors: DeliveryError."""
@@ -292,20 +289,32 @@ class SlackAdapter:
 
         return _Connected(link, me, Directory(look_up, me), Outbound(self._call, link.upload, me.user_id), intake)
 
-    async def _stay_connected(self, link: Link, number: int, inlet: Inlet[Envelope]) -> None:
+    def _catch_up(self, intake: Intake) -> CatchUp[Envelope]:
+        async def heard() -> Sequence[Target]:
+            return (await intake.last_heard(self._key))[:ROOMS]
+
+        connected = self._ready()
+        past = Past(self._call, connected.me, connected.directory)
+        fetch = partial(past.missed, self._warn)
+        return CatchUp(self._key, heard=heard, place=channel_of, fetch=fetch, room=lane, moment=moment)
+
+    async def _stay_connected(
+        self, link: Link, number: int, inlet: Inlet[Envelope], begun: trio.MemorySendChannel[Begun]
+    ) -> None:
         short_lives = 0
         try:
             while True:
                 opened_at = trio.current_time()
                 reason = await link.over(number)
+                over_at = trio.current_time()
                 log.info("socket over", extra=kv(adapter=self._key, reason=reason))
-                short_lives = short_lives + 1 if trio.current_time() - opened_at < SHORT_LIFE_S else 0
+                short_lives = short_lives + 1 if over_at - opened_at < SHORT_LIFE_S else 0
                 if short_lives > SHORT_LIVES:
                     raise DeliveryError("Slack closes every socket at once", is_permanent=False)
                 if reason == "too_many_websockets":
                     await link.close_socket(number)  # it has to make room for the next
                 await trio.sleep(self._reconnects[-1] * max(0, short_lives - FORGIVEN) / SHORT_LIVES)
-                following = await self._reopen(link, inlet)
+                following = await self._reopen(link, inlet, begun, over_at)
                 await link.close_socket(number)
                 number = following
         except DeliveryError as error:
@@ -313,11 +322,16 @@ class SlackAdapter:
         except ExternalError as error:
             self._end(DeliveryError(str(error), is_permanent=False))
 
-    async def _reopen(self, link: Link, inlet: Inlet[Envelope]) -> int:
+    async def _reopen(
+        self, link: Link, inlet: Inlet[Envelope], begun: trio.MemorySendChannel[Begun], over_at: float
+    ) -> int:
         for attempt, pause in enumerate(self._reconnects, 1):
             await trio.sleep(pause)
             try:
-                return await link.connect(await link.open_socket_url(), inlet)
+                url = await link.open_socket_url()
+                if trio.current_time() - over_at >= self._gap_s:
+                    await begun.send(Begun())
+                return await link.connect(url, inlet)
             except DeliveryError as error:
                 if error.is_permanent or attempt == len(self._reconnects):
                     raise
@@ -325,6 +339,9 @@ class SlackAdapter:
         raise AssertionError("there is at least one attempt")
 
     async def _handle(self, envelope: Envelope) -> None:
+        if not envelope.id:
+            await self._handle_missed(envelope)
+            return
         connected = self._ready()
         answer: Mapping[str, Any] | None = None
         try:
@@ -352,6 +369,22 @@ class SlackAdapter:
             await connected.link.acknowledge(envelope, answer)
         except (DeliveryError, ExternalError):
             log.info("receipt not sent; the connection is over", extra=kv(adapter=self._key))
+
+    async def _handle_missed(self, envelope: Envelope) -> None:
+        """Take a message that was fetched; nobody brings it again."""
+        for pause in (*self._retry_s, None):
+            try:
+                await self._take_event(self._ready(), envelope.payload)
+                return
+            except StorageError as error:
+                if pause is None:
+                    log.error("event lost, the disk fails", extra=kv(adapter=self._key, reason=str(error)))
+                    return
+                log.warning("event not taken; again soon", extra=kv(adapter=self._key, reason=str(error)))
+                await trio.sleep(pause)
+            except Exception as error:  # boundary: one message must not end the connection
+                log.error("event not dealt with", extra=kv(adapter=self._key), exc_info=error)
+                return
 
     async def _take_event(self, connected: _Connected, payload: Mapping[str, Any]) -> None:
         match read_event(payload, connected.me):
@@ -409,24 +442,6 @@ class SlackAdapter:
         if len(self._seen) > WINDOW_SIZE:
             self._seen.popitem(last=False)
 
-    async def _history_line(self, connected: _Connected, message: Mapping[str, Any]) -> HistoryLine | None:
-        text, user = message.get("text"), message.get("user")
-        files = [str(f.get("name") or "file") for f in message.get("files") or () if isinstance(f, Mapping)]
-        words = await connected.directory.readable(text if isinstance(text, str) else "")
-        shown = "\n".join(part for part in (words, *(f"[file: {name}]" for name in files)) if part)
-        try:
-            sent_at = moment_of(str(message.get("ts")))
-        except Malformed:
-            return None
-        is_self = user == connected.me.user_id
-        return HistoryLine(
-            author=await connected.directory.author(message),
-            text=shown,
-            sent_at=sent_at,
-            is_bot=is_self or message.get("bot_id") is not None,
-            is_self=is_self,
-        ) if shown else None  # fmt: skip
-
     async def _place_name(self, info: Mapping[str, Any], user: object) -> str:
         name = info.get("name")
         if isinstance(name, str) and name:
@@ -468,19 +483,3 @@ class SlackAdapter:
         if reason not in self._warned and len(self._warned) < 100:
             self._warned.add(reason)
             log.warning(what, extra=kv(adapter=self._key, reason=reason))
-
-
-def _lane(envelope: Envelope) -> object:
-    """The channel of an event; those of one channel keep their order."""
-    payload = envelope.payload
-    for name in ("event", "channel"):
-        inner = payload.get(name)
-        if isinstance(inner, Mapping):
-            payload = inner if name == "event" else {"channel": inner.get("id")}
-    return str(payload.get("channel") or payload.get("channel_id"))
-
-
-def _messages(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    messages = answer.get("messages")
-    found = [m for m in messages if isinstance(m, Mapping)] if isinstance(messages, list) else []
-    return sorted(found, key=lambda message: str(message.get("ts")))

@@ -23,13 +23,12 @@ from spacebot.messaging.slack.blocks import Block, Part, draft_of, parts_of
 from spacebot.messaging.slack.emoji import reaction_name
 from spacebot.messaging.slack.refusals import SlackRefusal
 from spacebot.messaging.slack.translate import is_direct, place_in
-from spacebot.messaging.text import defuse_mass_mentions, replace_mentions, to_slack
+from spacebot.messaging.text import LONG_TEXT, defuse_mass_mentions, replace_mentions, to_slack
 
 log = logging.getLogger(__name__)
 
 MAX_FILE = 100 * 1024 * 1024  # bytes; Slack itself takes 1 GB
 COMMENT = 4_000  # characters of the words that go with a file
-LONG_TEXT = 20_000  # characters; reading longer ones takes a thread
 PAGES = 5  # of earlier messages, looked through for what may have arrived
 PAGE = 200
 EVENT = "spacebot_message"
@@ -121,8 +120,7 @@ class Outbound:
 
     async def _off_loop(self, function: Callable[..., T], content: Any, **options: Any) -> T:
         """Read a long text in a thread, so that the loop goes on."""
-        text = content if isinstance(content, str) else content.text
-        if len(text) <= LONG_TEXT:
+        if _characters(content) <= LONG_TEXT:
             return function(content, **options)
         return await trio.to_thread.run_sync(lambda: function(content, **options), limiter=self._threads)
 
@@ -265,11 +263,11 @@ class Outbound:
             raise DeliveryError("there is no file to send, or it is empty", is_permanent=True)
         if file.size_bytes > MAX_FILE:
             raise DeliveryError(f"the file is larger than {MAX_FILE // 2**20} MiB", is_permanent=True)
-        comment = to_slack(replace_mentions(defuse_mass_mentions(message.text), message.mentions))
+        comment = await self._off_loop(_comment, message)
         count = 0
         if len(comment) > COMMENT:  # too much for a caption: the words go first
             await self._send_parts(place, message, note_sent)
-            count, comment = len(parts_of(message)), ""
+            count, comment = len(await self._off_loop(parts_of, message)), ""
         if len(message.sent) > count:
             return
         number = await self._arrived_file(place, file) if message.is_doubtful else None
@@ -300,3 +298,18 @@ class Outbound:
                 if isinstance(known, Mapping) and known.get("name") == file.filename and known.get("id"):
                     return str(known["id"])
         return None
+
+
+def _comment(message: OutboundMessage) -> str:
+    """What stands over a file."""
+    return to_slack(replace_mentions(defuse_mass_mentions(message.text), message.mentions))
+
+
+def _characters(content: str | OutboundMessage) -> int:
+    """How much Markdown there is to read, that of cards included."""
+    if isinstance(content, str):
+        return len(content)
+    cards = content.rich.cards if content.rich is not None else ()
+    return len(content.text) + sum(
+        len(card.description) + sum(len(field.name) + len(field.value) for field in card.fields) for card in cards
+    )

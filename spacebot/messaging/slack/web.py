@@ -273,9 +273,11 @@ class Link:
         try:
             await socket.connect()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            await self._close_socket(socket.number)
-            raise lost("the socket", error) from None  # its own text holds the ticket
-        return socket.number
+            refused = lost("the socket", error)  # the library's own text holds the ticket
+        else:
+            return socket.number
+        await self._close_socket(socket.number)
+        raise refused
 
     async def _over(self, number: int) -> str:
         socket = self._ready().sockets[number]

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import httpx
+import httpx  # noqa: ASYNC127 - what the library is built on
 import trio
 from telegram import Bot
 from telegram.error import NetworkError, TelegramError

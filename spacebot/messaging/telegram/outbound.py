@@ -45,13 +45,12 @@ from spacebot.messaging.messages import (
 )
 from spacebot.messaging.telegram.render import Ballot, Controls, ballot, card_text, keyboard, media_kind
 from spacebot.messaging.telegram.translate import PRESS
-from spacebot.messaging.text import TelegramPart, replace_mentions, split_telegram, utf16_length
+from spacebot.messaging.text import LONG_TEXT, TelegramPart, replace_mentions, split_telegram, utf16_length
 
 log = logging.getLogger(__name__)
 
 MAX_CAPTION: Final = 1024  # UTF-16 units after entities are parsed
 MAX_FILE: Final = 50 * 1024 * 1024  # bytes of any upload
-LONG_TEXT: Final = 20_000  # characters; longer texts are split in a thread
 SHORT_PAUSE_S: Final = 5.0  # pauses up to this are waited out in place
 UPLOAD_READ_S: Final = 90.0  # for the server to look at a file
 REMEMBERED: Final = 4096  # drafts whose last change is known

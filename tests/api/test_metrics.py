@@ -1,0 +1,254 @@
+"""What a Prometheus server reads: well-formed text over a real socket, true figures, and nobody's words."""
+
+import re
+import socket
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import httpx2
+import pytest
+import trio
+
+from spacebot.api.metrics import serve_metrics
+from spacebot.base.clock import Clock
+from spacebot.base.errors import ConfigError
+from spacebot.base.ids import ConversationId
+from spacebot.base.tree import NodeKind
+from spacebot.config.load import load_config
+from spacebot.config.model import MetricsConfig
+from spacebot.memory.types import NewMemory
+from spacebot.messaging.messages import Author, InboundMessage
+from spacebot.messaging.states import AdapterState, Connection
+from tests.api.serving import UNREAD, open_server
+from tests.fakes.fake_program import FakeProgram, open_fake_program
+from tests.real_daemon import Daemon, free_port, running
+
+pytestmark = pytest.mark.filterwarnings(UNREAD)
+FILE = """\
+[messaging.telegram]
+token = "12:abcdef-secret"
+
+[[messaging.telegram.instances]]
+name = "home"
+token = "13:abcdef-secret"
+enabled = false
+"""
+LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"')
+SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\d+)")
+STATES = [str(state) for state in Connection]
+
+
+@dataclass
+class Family:
+    """One metric as it was read."""
+
+    kind: str
+    samples: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)
+
+
+def parse(text: str) -> dict[str, Family]:
+    """Read the text format 0.0.4 without any mercy."""
+    assert text.endswith("\n")
+    families: dict[str, Family] = {}
+    helped = current = ""
+    for line in text[:-1].split("\n"):
+        if match := re.fullmatch(r"# HELP (\w+) (\S.*)", line):
+            helped = match[1]
+            assert helped not in families
+        elif match := re.fullmatch(r"# TYPE (\w+) (counter|gauge)", line):
+            current = match[1]
+            assert current == helped
+            assert current.endswith("_total") == (match[2] == "counter")
+            families[current] = Family(match[2])
+        else:
+            match = SAMPLE.fullmatch(line)
+            assert match is not None, line
+            assert match[1] == current, line
+            labels = read_labels(match[2] or "")
+            assert labels not in families[current].samples, line
+            families[current].samples[labels] = int(match[3])
+    return families
+
+
+def read_labels(text: str) -> tuple[tuple[str, str], ...]:
+    labels, end = [], 0
+    for match in LABEL.finditer(text):
+        assert match.start() == end, text
+        unescaped = re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], match[2])
+        labels.append((match[1], unescaped))
+        end = match.end() + 1 if text[match.end() : match.end() + 1] == "," else match.end()
+    assert end == len(text), text
+    return tuple(labels)
+
+
+@dataclass
+class Metrics:
+    """The metrics port over a program without a mind."""
+
+    program: FakeProgram
+    client: httpx2.AsyncClient
+    text: str = ""
+
+    async def read(self) -> dict[str, dict[tuple[str, ...], int]]:
+        """The values by metric and the values of the labels."""
+        response = await self.client.get("/metrics")
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        self.text = response.text
+        return {
+            name: {tuple(value for _, value in labels): count for labels, count in family.samples.items()}
+            for name, family in parse(self.text).items()
+        }
+
+
+@asynccontextmanager
+async def open_metrics(folder: Path, file: str = FILE) -> AsyncIterator[Metrics]:
+    (folder / "config.toml").write_text(file)
+    stop = trio.Event()
+    with trio.fail_after(20):
+        async with open_fake_program(folder, ("main", "ops")) as program, trio.open_nursery() as nursery:
+            config = MetricsConfig(enabled=True, port=0)
+            serve = partial(serve_metrics, program, config, tree=program.tree, stop=stop)
+            (url,) = await nursery.start(serve)
+            async with httpx2.AsyncClient(base_url=url, timeout=10.0) as client:
+                yield Metrics(program, client)
+            stop.set()
+
+
+async def say_to(program: FakeProgram, adapter: str, room: str, text: str) -> None:
+    """Somebody writes over a platform, and the answer waits to be delivered."""
+    message = InboundMessage(
+        platform="telegram",
+        conversation_id=ConversationId(room),
+        author=Author(id="7", name="Ann"),
+        text=text,
+        sent_at=Clock().now(),
+        adapter=adapter,
+    )
+    accepted = await program.main.accept(message)
+    async with program.main.turn(message.conversation_id, accepted) as turn:
+        await turn.say("an answer of some length")
+
+
+async def test_adapters_are_shown_with_their_state_and_counts(tmp_path: Path) -> None:
+    async with open_metrics(tmp_path) as metrics:
+        metrics.program.messaging.known["telegram"] = AdapterState(
+            key="telegram", platform="telegram", state=Connection.RETRYING, received=7, sent=5, failed=1
+        )
+        for text in ("my secret is 42", "and another"):
+            await say_to(metrics.program, "telegram", "telegram:-100777", text)
+        await say_to(metrics.program, "discord:gone", "discord:gone:1:2", "hello")
+        found = await metrics.read()
+
+        assert found["spacebot_adapter_up"] == {("telegram", "telegram"): 0, ("telegram:home", "telegram"): 0}
+        states = found["spacebot_adapter_state"]
+        assert [key for key, value in states.items() if value] == [
+            ("telegram", "retrying"),
+            ("telegram:home", "disabled"),
+        ]
+        assert list(states) == [(key, state) for key in ("telegram", "telegram:home") for state in STATES]
+        assert found["spacebot_messages_received_total"] == {("telegram",): 7, ("telegram:home",): 0}
+        assert found["spacebot_messages_sent_total"] == {("telegram",): 5, ("telegram:home",): 0}
+        assert found["spacebot_messages_undelivered_total"] == {("telegram",): 1, ("telegram:home",): 0}
+        assert found["spacebot_outbox_queued"] == {("telegram",): 2, ("telegram:home",): 0, ("discord:gone",): 1}
+        for private in ("100777", "Ann", "42", "abcdef", "answer"):
+            assert private not in metrics.text
+
+        metrics.program.messaging.known.clear()
+        found = await metrics.read()
+        assert found["spacebot_adapter_up"]["telegram", "telegram"] == 1
+        assert found["spacebot_adapter_state"]["telegram", "connected"] == 1
+
+
+async def test_what_runs_and_what_is_known_is_counted_by_agent(tmp_path: Path) -> None:
+    async with open_metrics(tmp_path, "") as metrics:
+        tree = metrics.program.tree
+        room = tree.add(NodeKind.CHANNEL, "a room", agent_id="main", channel_id="telegram:1")
+        worker = tree.add(NodeKind.WORKER, "some work", agent_id="main")
+        for agent_id in ("main", "ops"):
+            tree.add(NodeKind.BRANCH, "some thought", agent_id=agent_id)
+        await metrics.program.main.memory.save(NewMemory(content="Ann drinks tea"))
+        found = await metrics.read()
+        assert found["spacebot_active_channels"] == {("main",): 1, ("ops",): 0}
+        assert found["spacebot_active_workers"] == {("main",): 1, ("ops",): 0}
+        assert found["spacebot_active_branches"] == {("main",): 1, ("ops",): 1}
+        assert found["spacebot_memory_entry_count"] == {("main",): 1, ("ops",): 0}
+        assert found["spacebot_adapter_up"] == {}
+
+        tree.remove(room)
+        tree.remove(worker)
+        found = await metrics.read()
+        assert (found["spacebot_active_channels"]["main",], found["spacebot_active_workers"]["main",]) == (0, 0)
+
+
+async def test_a_broken_store_costs_its_own_figures_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with open_metrics(tmp_path) as metrics:
+        await say_to(metrics.program, "telegram", "telegram:1", "hello")
+        with sqlite3.connect(tmp_path / "ops.db") as connection:
+            connection.execute("ALTER TABLE outbox RENAME TO outbox_gone")
+            connection.execute("ALTER TABLE memories RENAME TO memories_gone")
+        connection.close()
+        found = await metrics.read()
+    assert found["spacebot_outbox_queued"] == {("telegram",): 1, ("telegram:home",): 0}
+    assert found["spacebot_memory_entry_count"] == {("main",): 0}
+    assert found["spacebot_active_workers"] == {("main",): 0, ("ops",): 0}
+    missing = [record for record in caplog.records if record.getMessage() == "figures are missing"]
+    assert [record.__dict__["kv"]["what"] for record in missing] == ["messages that wait", "memories"]
+
+
+async def test_odd_names_cannot_break_the_format(tmp_path: Path) -> None:
+    odd = 'tele"gram\\:\n}x 1\n# \u00fc'
+    async with open_metrics(tmp_path, "") as metrics:
+        await say_to(metrics.program, odd, "telegram:1", "hello")
+        found = await metrics.read()
+    assert found["spacebot_outbox_queued"] == {(odd,): 1}
+
+
+async def test_health_is_told_and_nothing_else_is_there(tmp_path: Path) -> None:
+    async with open_metrics(tmp_path) as metrics:
+        response = await metrics.client.get("/health")
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+        for path in ("/", "/api/status", "/metrics/x"):
+            assert (await metrics.client.get(path)).status_code == 404
+        assert (await metrics.client.post("/metrics")).status_code == 405
+
+
+async def test_a_taken_port_is_told_with_its_setting(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = MetricsConfig(enabled=True, port=taken.getsockname()[1])
+        async with open_fake_program(tmp_path) as program:
+            with pytest.raises(ConfigError, match=r"set metrics\.port"):
+                await serve_metrics(program, config, tree=program.tree, stop=trio.Event())
+
+
+async def test_the_program_serves_them_when_it_is_told_to(tmp_path: Path) -> None:
+    port = free_port()
+    extra = f"[metrics]\nenabled = true\nport = {port}\n"
+    with running(Daemon(tmp_path, model_url=None, extra=extra)):
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            response = await client.get("/metrics")
+    assert parse(response.text)["spacebot_memory_entry_count"].samples == {(("agent_id", "main"),): 0}
+
+
+async def test_the_status_of_the_adapters_counts_what_waits_too(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(FILE)
+    async with open_server(tmp_path) as served:
+        for adapter in ("telegram", "telegram", "telegram:home"):
+            await say_to(served.program, adapter, f"{adapter}:1", "hello")
+        status = (await served.client.get("/api/messaging/status")).json()
+    assert [(each["key"], each["queued"]) for each in status["instances"]] == [("telegram", 2), ("telegram:home", 1)]
+
+
+async def test_the_guide_names_every_figure_and_its_configuration_loads(tmp_path: Path) -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    async with open_metrics(tmp_path) as metrics:
+        assert re.findall(r"^\| `(spacebot_\w+)`", guide, re.MULTILINE) == list(await metrics.read())
+    sample = tmp_path / "sample.toml"
+    sample.write_text(guide.split("```toml\n")[1].split("```")[0])
+    loaded = load_config(sample, environ={})
+    assert loaded.warnings == ()
+    assert loaded.config.metrics == MetricsConfig(enabled=True)
