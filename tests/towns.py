@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
@@ -45,77 +45,101 @@ def mark(body: Any) -> Answer:
     return Answer(uses=(Use("skip", {"reason": "not for me"}),))
 
 
-class Town(Protocol):
-    """One platform with its rooms."""
+class Town:
+    """One platform with its rooms; `room` is the number of a room, or -1 for a direct chat."""
 
+    standin: Any
     platform: str
-    config: str
-    complaints: list[str]
+    rooms: int
 
-    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> Any:
-        """A person says something; `room` is the number of a room, or -1 for a direct chat. Returns its id there."""
-        ...
+    @property
+    def config(self) -> str:
+        """Its table of `config.toml`."""
+        raise NotImplementedError
 
-    def heard(self, room: int) -> list[str]:
-        """What the agent said in a room, in order, as it reads now."""
-        ...
-
-    async def lose_connection(self) -> None:
-        """Whatever ends a connection there."""
-        ...
-
-    def stall(self, seconds: float) -> None:
-        """Answer slowly from now on."""
-        ...
-
-    async def edit(self, room: int, message: Any, text: str) -> None:
-        """Its writer changes a message; nothing happens where that cannot be."""
-        ...
-
-    async def delete(self, room: int, message: Any) -> None:
-        """Its writer takes a message back; nothing happens where that cannot be."""
-        ...
-
-    async def command(self, room: int, person: str, name: str) -> None:
-        """A person gives a command; `BOSS` rules over all rooms."""
-        ...
-
-    async def press(self, room: int, person: str, label: str) -> None:
-        """A person presses a button of the newest message."""
-        ...
-
-    async def attach(self, room: int, person: str, text: str, data: bytes, name: str, media_type: str) -> None:
-        """A person sends a file with some words that name the agent."""
-        ...
-
-    def versions(self, room: int) -> list[str]:
-        """What the newest message of the agent said before it was changed, oldest first."""
-        ...
-
-    def reactions(self) -> list[str]:
-        """Emojis that the agent put on messages."""
-        ...
-
-    def files(self, room: int) -> list[tuple[str, bytes]]:
-        """Names and contents of the files that the agent sent."""
-        ...
-
-    def forbid(self, room: int) -> None:
-        """The agent may not write there any more."""
-        ...
-
-    def slow_down(self) -> None:
-        """The next message of the agent comes too early."""
-        ...
-
-    async def change_token(self, token: str) -> None:
-        """The old token is worth nothing any more, also to those who are signed in with it."""
-        ...
+    @property
+    def complaints(self) -> list[str]:
+        """What the stand-in found wrong."""
+        found: list[str] = self.standin.complaints
+        return found
 
     @property
     def connected(self) -> bool:
         """Whether the agent has a connection."""
-        ...
+        return bool(self.standin.connected)
+
+    @property
+    def port(self) -> int:
+        """Where the stand-in listens."""
+        return int(self.standin.port)
+
+    # What people do.
+
+    async def say(self, room: int, person: str, text: str, *, addressed: bool) -> Any:
+        """A person says something; returns its id there."""
+        raise NotImplementedError
+
+    async def earlier(self, room: int, person: str, text: str) -> None:
+        """A person said something before the agent came."""
+        raise NotImplementedError
+
+    async def edit(self, room: int, message: Any, text: str) -> None:
+        """Its writer changes a message; nothing happens where that cannot be."""
+
+    async def delete(self, room: int, message: Any) -> None:
+        """Its writer takes a message back; nothing happens where that cannot be, or bots are not told."""
+
+    async def command(self, room: int, person: str, name: str) -> None:
+        """A person gives a command; `BOSS` rules over all rooms."""
+        raise NotImplementedError
+
+    async def press(self, room: int, person: str, label: str) -> None:
+        """A person presses a button of the newest message."""
+        raise NotImplementedError
+
+    async def attach(self, room: int, person: str, text: str, data: bytes, name: str, media_type: str) -> None:
+        """A person sends a file with some words that name the agent."""
+        raise NotImplementedError
+
+    # What the agent did.
+
+    def heard(self, room: int, name: str = "") -> list[str]:
+        """What the agent said in a room, or to a person, in order, as it reads now."""
+        raise NotImplementedError
+
+    def versions(self, room: int) -> list[str]:
+        """What the newest message of the agent said before it was changed, oldest first."""
+        return []
+
+    def reactions(self) -> list[str]:
+        """Emojis that the agent put on messages."""
+        return []
+
+    def files(self, room: int) -> list[tuple[str, bytes]]:
+        """Names and contents of the files that the agent sent."""
+        return []
+
+    # How the platform misbehaves.
+
+    async def lose_connection(self) -> None:
+        """Whatever ends a connection there."""
+        raise NotImplementedError
+
+    def stall(self, seconds: float) -> None:
+        """Answer slowly from now on."""
+        self.standin.latency_s = seconds
+
+    def forbid(self, room: int) -> None:
+        """The agent may not write there any more."""
+        raise NotImplementedError
+
+    def slow_down(self) -> None:
+        """The next message of the agent comes too early."""
+        raise NotImplementedError
+
+    async def change_token(self, token: str) -> None:
+        """The old token is worth nothing any more, also to those who are signed in with it."""
+        raise NotImplementedError
 
 
 def _words(text: str, addressed: bool) -> str:
@@ -123,7 +147,7 @@ def _words(text: str, addressed: bool) -> str:
 
 
 @dataclass
-class DiscordTown:
+class DiscordTown(Town):
     standin: DiscordStandIn
     rooms: int
     platform: str = "discord"
@@ -144,10 +168,6 @@ class DiscordTown:
             f'[messaging.discord]\ntoken = "{self.standin.token}"\nrest_url = "{self.standin.rest_url}"\n'
             'dm_allowed_users = ["*"]\n'
         )
-
-    @property
-    def complaints(self) -> list[str]:
-        return self.standin.complaints
 
     def person(self, name: str) -> str:
         if name not in self.people:
@@ -176,11 +196,7 @@ class DiscordTown:
             case _:
                 self.standin.invalidate_sessions(resumable=True)
 
-    def stall(self, seconds: float) -> None:
-        self.standin.latency_s = seconds
-
     async def earlier(self, room: int, person: str, text: str) -> None:
-        """What was said before the agent came."""
         assert not self.connected
         self.standin.post(self.channels[room], self.person(person), text)
 
@@ -223,17 +239,9 @@ class DiscordTown:
         self.standin.token = token
         self.standin.close_sockets(4004)
 
-    @property
-    def connected(self) -> bool:
-        return self.standin.connected > 0
-
-    @property
-    def port(self) -> int:
-        return self.standin.port
-
 
 @dataclass
-class SlackTown:
+class SlackTown(Town):
     standin: SlackStandIn
     rooms: int
     platform: str = "slack"
@@ -251,10 +259,6 @@ class SlackTown:
             f'[messaging.slack]\nbot_token = "{self.standin.bot_token}"\napp_token = "{self.standin.app_token}"\n'
             f'api_url = "{self.standin.api_url}"\ndm_allowed_users = ["*"]\n'
         )
-
-    @property
-    def complaints(self) -> list[str]:
-        return self.standin.complaints
 
     def person(self, name: str) -> str:
         if name not in self.people:
@@ -286,11 +290,7 @@ class SlackTown:
         else:
             self.standin.disconnect("refresh_requested")
 
-    def stall(self, seconds: float) -> None:
-        self.standin.latency_s = seconds
-
     async def earlier(self, room: int, person: str, text: str) -> None:
-        """What was said before the agent came."""
         self.standin.keep(self.channels[room], self.person(person), text)
 
     async def edit(self, room: int, message: str, text: str) -> None:
@@ -338,13 +338,9 @@ class SlackTown:
     def connected(self) -> bool:
         return self.standin.sockets > 0
 
-    @property
-    def port(self) -> int:
-        return self.standin.port
-
 
 @dataclass
-class TelegramTown:
+class TelegramTown(Town):
     standin: Telegram
     rooms: int
     platform: str = "telegram"
@@ -358,10 +354,6 @@ class TelegramTown:
     @property
     def config(self) -> str:
         return f'[messaging.telegram]\ntoken = "{self.standin.token}"\napi_url = "{self.standin.url}"\n'
-
-    @property
-    def complaints(self) -> list[str]:
-        return self.standin.complaints
 
     def person(self, name: str) -> Any:
         if name not in self.people:
@@ -388,14 +380,8 @@ class TelegramTown:
         else:
             self.standin.fail(method="getUpdates")
 
-    def stall(self, seconds: float) -> None:
-        self.standin.latency_s = seconds
-
     async def edit(self, room: int, message: int, text: str) -> None:
         self.standin.edit(self.chats[room], message, text)
-
-    async def delete(self, room: int, message: int) -> None:
-        """Telegram tells bots nothing of that."""
 
     async def command(self, room: int, person: str, name: str) -> None:
         self.standin.post(self.place(room, person), self.person(person), f"/{name.replace('-', '_')}@spacebot_bot")
@@ -429,7 +415,7 @@ class TelegramTown:
 
     async def change_token(self, token: str) -> None:
         self.standin.token = token
-        self.standin.hang_up(method="getUpdates")
+        self.standin.update("message", {})  # ends the poll that waits
 
     @property
     def connected(self) -> bool:
@@ -441,7 +427,7 @@ class TelegramTown:
 
 
 @dataclass
-class TwitchTown:
+class TwitchTown(Town):
     standin: TwitchStandIn
     rooms: int
     platform: str = "twitch"
@@ -457,10 +443,6 @@ class TwitchTown:
             f'[messaging.twitch]\nusername = "{self.standin.login}"\noauth_token = "{self.standin.token}"\n'
             f'host = "127.0.0.1"\nport = {self.standin.port}\ntls = false\nchannels = [{names}]\n'
         )
-
-    @property
-    def complaints(self) -> list[str]:
-        return self.standin.complaints
 
     async def say(self, room: int, person: str, text: str, *, addressed: bool) -> Any:
         mention = f"@{self.standin.login} " if addressed else ""
@@ -478,29 +460,12 @@ class TwitchTown:
     def stall(self, seconds: float) -> None:
         self.standin.is_mute = seconds > 0
 
-    async def edit(self, room: int, message: str, text: str) -> None:
-        """There is no such thing there."""
-
     async def delete(self, room: int, message: str) -> None:
         await self.standin.delete(f"room{room}", message)
 
     async def command(self, room: int, person: str, name: str) -> None:
-        await self.standin.post(f"room{room}", person, f"/{name}", badges="moderator/1" if person == BOSS else "")
-
-    async def press(self, room: int, person: str, label: str) -> None:
-        raise NotImplementedError("there are no buttons there")
-
-    async def attach(self, room: int, person: str, text: str, data: bytes, name: str, media_type: str) -> None:
-        raise NotImplementedError("there are no files there")
-
-    def versions(self, room: int) -> list[str]:
-        return []
-
-    def reactions(self) -> list[str]:
-        return []
-
-    def files(self, room: int) -> list[tuple[str, bytes]]:
-        return []
+        words = f"@{self.standin.login} /{name}"  # lines that begin with a slash are the chat's own
+        await self.standin.post(f"room{room}", person, words, badges="moderator/1" if person == BOSS else "")
 
     def forbid(self, room: int) -> None:
         self.standin.refusals.append(("msg_banned", f"You are permanently banned from talking in room{room}."))
@@ -512,16 +477,8 @@ class TwitchTown:
         self.standin.token = token
         await self.standin.drop()
 
-    @property
-    def connected(self) -> bool:
-        return self.standin.connected > 0
 
-    @property
-    def port(self) -> int:
-        return self.standin.port
-
-
-AnyTown = DiscordTown | SlackTown | TelegramTown | TwitchTown
+AnyTown = DiscordTown | SlackTown | TelegramTown | TwitchTown  # each has what the others have not
 
 
 @dataclass

@@ -184,15 +184,12 @@ class Agent:
                 await self._channels.hand_over(journalled)
         return accepted
 
-    async def take(
-        self, message: InboundMessage, *, observe: bool, may_control: bool, is_named: bool = False
-    ) -> Receipt:
+    async def take(self, message: InboundMessage, *, observe: bool, may_control: bool) -> Receipt:
         """Take a message that a platform brought: a command is answered at once, the rest is accepted or kept.
 
         Args:
             observe: keep it as context; nobody answers.
             may_control: its writer may change how the agent behaves in that room.
-            is_named: the owner's lists name its writer.
 
         Errors: RefusedError when it is too long; StorageError, then it was not taken.
         """
@@ -201,7 +198,7 @@ class Agent:
             raise RefusedError(f"the message has {len(message.text)} characters, the most is {MAX_TEXT}")
         entry = command_of(message)
         if entry is not None and (not observe or message.command is not None):
-            return await self._command(entry, message, may_control=may_control, is_named=is_named)
+            return await self._command(entry, message, may_control=may_control)
         if not observe and not await self._answers(message):
             observe = True
         if not observe:
@@ -224,7 +221,7 @@ class Agent:
         is_named = message.mentions_bot or message.interaction is not None
         return mode is ResponseMode.ACTIVE or (mode is ResponseMode.MENTION_ONLY and is_named)
 
-    async def _command(self, entry: Entry, message: InboundMessage, *, may_control: bool, is_named: bool) -> Receipt:
+    async def _command(self, entry: Entry, message: InboundMessage, *, may_control: bool) -> Receipt:
         if await self._parts.rooms.is_known(message):
             return Receipt.DUPLICATE
         await self._parts.rooms.ensure(message)
@@ -233,7 +230,6 @@ class Agent:
             message=message,
             status=self._channels.status_of(message.conversation_id),
             model_label=self.model_label,
-            is_named=is_named,
         )
         answer = await run_command(entry, situation, may_control=may_control)
         recorded = await self._parts.rooms.answer_command(message, answer)

@@ -38,7 +38,7 @@ from spacebot.agent.prompts import Prompts
 from spacebot.base.clock import monotonic_s
 from spacebot.base.errors import DeliveryError, ExternalError, ModelError, RefusedError, StorageError, ToolError
 from spacebot.base.fetch import Fetcher
-from spacebot.base.ids import MessageId
+from spacebot.base.ids import ConversationId, MessageId
 from spacebot.base.paths import AgentPaths
 from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
@@ -162,6 +162,10 @@ class AttachmentDesk:
         """Remove the files of messages that are erased, and what is known of them."""
         names = await self._rows.drop(message_ids)
         await trio.to_thread.run_sync(self._remove, names)
+
+    async def is_open_to(self, channel_id: ConversationId, parts: tuple[str, ...]) -> bool:
+        """Whether a file of the workspace (as parts of its path) did not come in a direct chat other than this one."""
+        return FOLDER not in parts[:-1] or await self._rows.is_open_to(channel_id, parts[-1])
 
     # Fetching
 

@@ -117,7 +117,8 @@ class Channel:
         """Take a journalled message. Never waits."""
         self._pacing.add_message(message, monotonic_s(), self._parts.settings().coalesce)
         self._is_shared |= not message.message.is_direct
-        self._standing = Standing(is_direct=not self._is_shared, user_id=message.message.author.id)
+        author = message.message.author
+        self._standing = Standing(is_direct=not self._is_shared, user_id=author.id, is_listed=author.is_listed)
         self._node.progress()
         self._wake.set()
 
@@ -133,7 +134,7 @@ class Channel:
         self._overhear(Entry(ModelMessage.assistant(row.content), (row.seq,)))
 
     def change(self, message: ChangedMessage) -> None:
-        """Take note that a message was edited or taken back. A turn that runs has seen it as it was; the next has not."""
+        """Take note that a message was edited or taken back. A turn that runs has seen it as it was."""
         self._pacing.change(message.row.id, message.journalled)
         entry = None
         if message.journalled is not None:
@@ -291,6 +292,7 @@ class Channel:
             status=self.status,
             provenance=self._provenance(work),
             surroundings=self._surroundings,
+            may_go_elsewhere=not self._standing.is_direct or self._standing.is_listed,
         )
         nursery.start_soon(self._run_turn, self._turn, node, work)
 

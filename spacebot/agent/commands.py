@@ -26,7 +26,6 @@ class Situation:
     message: InboundMessage
     status: StatusBlock | None
     model_label: str
-    is_named: bool  # the owner's lists name the writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +73,7 @@ def _switch(mode: ResponseMode, said: str) -> Callable[[Situation], Awaitable[st
 
 async def _sethome(situation: Situation) -> str:
     message, rooms = situation.message, situation.parts.rooms
-    is_stranger = message.is_direct and not situation.is_named  # anybody may open a direct chat
+    is_stranger = message.is_direct and not situation.message.author.is_listed  # anybody may open a direct chat
     if is_stranger and await rooms.home(message.adapter_key) != message.conversation_id:
         return _NOT_YOURS
     await rooms.set_home(message.adapter_key, message.conversation_id)

@@ -40,6 +40,7 @@ OLDEST_S = 86_400.0  # what could not be delivered for a day helps nobody any mo
 AT_ONCE = 50  # conversations of an adapter that are sent to
 LOOK_S = 3600.0  # while an adapter is away, what waits for it is looked through so often for what has grown too old
 FRESH_S = 60.0  # a copy of a file may be so old before its row is there
+RETURN_S = 300.0  # for an adapter to come back and tidy up
 END_S = 5.0  # for a last call to a platform when something ends
 
 
@@ -139,18 +140,25 @@ class Delivery:
         Args:
             fresh_s: leave those alone that are not older; the row of such a one may be about to be written.
         """
-        if self._outgoing is not None:
+        if self._outgoing is None:
+            return
+        try:
             wanted = await self._outbox.files()
-            await trio.to_thread.run_sync(_remove_copies, self._outgoing, wanted, time.time() - fresh_s)
+        except StorageError as error:
+            log.warning("copies of sent files not looked through", extra=kv(error=str(error)))
+            return
+        await trio.to_thread.run_sync(_remove_copies, self._outgoing, wanted, time.time() - fresh_s)
 
     async def drop_draft(self, adapter_key: str, target: Target, draft_id: str) -> None:
         """Remove a growing draft that nothing came of, when its platform can be reached in time."""
-        with trio.move_on_after(END_S):
+        with trio.move_on_after(RETURN_S):
             adapter = await self._courier.wait_connected(adapter_key)
             try:
                 await adapter.drop_draft(target, draft_id)
             except DeliveryError as error:
                 log.info("draft not removed", extra=kv(adapter=adapter_key, reason=scrub(str(error))))
+            except Exception as error:  # boundary: adapter
+                log.error("adapter broke while removing a draft", exc_info=error, extra=kv(adapter=adapter_key))
 
     async def _relay(self, channel_id: ConversationId) -> None:
         """Deliver what waits in a conversation, one after the other."""
@@ -169,6 +177,9 @@ class Delivery:
                 except StorageError as error:
                     log.error("outbox not served, it is tried again", extra=kv(channel=channel_id, error=str(error)))
                     pause_s = LONGEST_PAUSE_S
+                except Exception as error:  # boundary: connection; one bad row is not the end of the agent
+                    log.error("outbox broken, it is tried again", exc_info=error, extra=kv(channel=channel_id))
+                    pause_s = LONGEST_PAUSE_S
                 if pause_s:  # what waits may be erased or changed meanwhile, so it is taken anew
                     await self._pause(channel_id, pause_s)
         finally:
@@ -183,7 +194,8 @@ class Delivery:
         adapter = self._courier.connected(parcel.adapter)
         if adapter is None:
             if not parcel.message.is_doubtful:
-                await self._outbox.put_back(parcel.message.id)
+                with trio.CancelScope(shield=True):  # else it would be in doubt for nothing
+                    await self._outbox.put_back(parcel.message.id)
             if self._is_young(parcel):
                 self._park(parcel)
                 return None

@@ -8,7 +8,7 @@ Source:  design 4.2; messaging spec 1 and 9; pitfalls 3, 12, 13, 33, 34 of its s
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -59,13 +59,10 @@ class Router:
         if agent is None:
             raise StorageError(f"agent {admission.agent_id!r} does not run now")
         observe = admission.verdict is Verdict.OBSERVE or self._is_bot_loop(message)
+        is_listed = is_named(message, admission, self._config().messaging)
+        message = replace(message, author=replace(message.author, is_listed=is_listed))
         try:
-            return await agent.take(
-                message,
-                observe=observe,
-                may_control=may_command(message, admission),
-                is_named=is_named(message, admission, self._config().messaging),
-            )
+            return await agent.take(message, observe=observe, may_control=may_command(message, admission))
         except RefusedError as error:
             log.warning("message refused", extra=kv(conversation=message.conversation_id, reason=str(error)))
             return Receipt.REFUSED

@@ -96,6 +96,7 @@ class Turn:
         status: StatusBlock,
         provenance: Provenance,
         surroundings: Surroundings,
+        may_go_elsewhere: bool,
     ) -> None:
         self._parts = parts
         self._node = node
@@ -106,6 +107,7 @@ class Turn:
         self._status = status
         self._provenance = provenance
         self._surroundings = surroundings
+        self._may_go_elsewhere = may_go_elsewhere  # strangers in direct chats may not, nor see where that would be
         self._replies: list[LoggedMessage] = []
         self._skipped: str | None = None
         self._reader: tuple[int, ReplyReader] | None = None
@@ -192,7 +194,8 @@ class Turn:
         parts = self._parts
         if self._stage.adapter_key is not None:
             self._untold = await parts.delivery.outbox.untold(self._channel_id)
-            self._elsewhere = await parts.crossing.reachable(self._channel_id, self._provenance.user_id)
+            if self._may_go_elsewhere:
+                self._elsewhere = await parts.crossing.reachable(self._channel_id, self._provenance.user_id)
         tools = self._tools()
         files = await parts.attachments.describe(self._work.messages, parts.delivery.courier)
         self._files = files.notes
@@ -346,6 +349,10 @@ class Turn:
         self._sent.append(file.filename)
         self._announce(row)
         return row.id
+
+    async def may_send(self, parts: tuple[str, ...]) -> bool:
+        """Whether a file of the workspace may be seen here: what came in another's direct chat may not."""
+        return await self._parts.attachments.is_open_to(self._channel_id, parts)
 
     async def send_elsewhere(self, target: str, text: str) -> str:
         """Say something in another conversation; returns its name."""

@@ -27,7 +27,7 @@ _SHAPES: dict[str, re.Pattern[str]] = {
     "google key": re.compile(r"\bAIza[A-Za-z0-9_-]{35}"),
     "chat bot token": re.compile(r"\b[MN][A-Za-z0-9_-]{23,30}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,}"),
     "workspace token": re.compile(r"\bx(?:ox[bapr]|app)-[A-Za-z0-9-]{10,}"),
-    "bot token": re.compile(r"(?<![\w:])\d{8,10}:[A-Za-z0-9_-]{35}(?![\w-])"),
+    "bot token": re.compile(r"(?<![\w:])(?:bot)?\d{8,10}:[A-Za-z0-9_-]{35}(?![\w-])"),
     "search key": re.compile(r"\bBSA[A-Za-z0-9_-]{20,}"),
     "aws key": re.compile(r"\bAKIA[A-Z0-9]{16}\b"),
 }

@@ -19,6 +19,7 @@ import trio
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.errors import LimitReachedError, SpacebotError
 from spacebot.base.ids import NodeId, new_uuid
+from spacebot.base.redaction import scrub
 
 log = logging.getLogger(__name__)
 
@@ -291,7 +292,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup) and error.exceptions:
         return describe(error.exceptions[0])
     if isinstance(error, SpacebotError):
-        return str(error)
+        return scrub(str(error))
     return f"internal error ({type(error).__name__}); the log has the details"
 
 

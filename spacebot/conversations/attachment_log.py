@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from spacebot.base.clock import Clock
-from spacebot.base.ids import MessageId
+from spacebot.base.ids import ConversationId, MessageId
 from spacebot.base.text import clean_unicode
 from spacebot.storage.database import Connection, Database, Row
 
@@ -87,6 +87,20 @@ class AttachmentLog:
             return [row["saved_name"] for row in rows if row["saved_name"] is not None]
 
         return await self._database.write(write)
+
+    async def is_open_to(self, channel_id: ConversationId, saved_name: str) -> bool:
+        """Whether a file that is kept under a name did not come in a direct chat other than this conversation."""
+
+        def read(c: Connection) -> bool:
+            found = c.execute(
+                "SELECT 1 FROM attachments a JOIN conversation_messages m ON m.id = a.message_id "
+                "JOIN channels c ON c.id = m.channel_id "
+                "WHERE a.saved_name = ? AND c.was_direct AND c.id <> ?",
+                (saved_name, channel_id),
+            )
+            return found.fetchone() is None
+
+        return await self._database.read(read)
 
     async def forget_names(self, saved_names: Collection[str]) -> None:
         """Note that files are not kept any more."""

@@ -391,14 +391,18 @@ class Conversations:
         def read(c: Connection) -> Standing:
             which, values = ("", (channel_id,)) if message_id is None else ("AND m.id = ? ", (channel_id, message_id))
             row = c.execute(
-                "SELECT m.sender_id, c.is_direct AND coalesce(json_extract(m.metadata, '$.is_direct'), 0) AS is_direct "
+                "SELECT m.sender_id, "
+                "c.is_direct AND coalesce(json_extract(m.metadata, '$.is_direct'), 0) AS is_direct, "
+                "coalesce(json_extract(m.metadata, '$.is_listed'), 0) AS is_listed "
                 "FROM conversation_messages m JOIN channels c ON c.id = m.channel_id "
                 f"WHERE m.channel_id = ? AND m.role = 'user' {which}ORDER BY m.seq DESC LIMIT 1",
                 values,
             ).fetchone()
             if row is None:
                 return Standing(is_direct=False, user_id=None)
-            return Standing(is_direct=bool(row["is_direct"]), user_id=row["sender_id"])
+            return Standing(
+                is_direct=bool(row["is_direct"]), user_id=row["sender_id"], is_listed=bool(row["is_listed"])
+            )
 
         return await self._database.read(read)
 

@@ -10,6 +10,7 @@ Source: design 4.5; messaging spec 19 n
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from spacebot.base.clock import Clock
 from spacebot.base.ids import ConversationId, MessageId
@@ -72,12 +73,12 @@ class Outbox:
 
         def read(c: Connection) -> frozenset[str]:
             rows = c.execute(
-                "SELECT m.metadata FROM outbox o JOIN conversation_messages m ON m.id = o.message_id "
-                "WHERE o.state IN ('queued', 'sending') AND m.kind = ?",
+                "SELECT json_extract(m.metadata, '$.file.path') FROM outbox o JOIN conversation_messages m "
+                "ON m.id = o.message_id WHERE o.state IN ('queued', 'sending') AND m.kind = ? "
+                "AND json_valid(m.metadata)",
                 (OutboundKind.FILE,),
             )
-            found = (from_json(row["metadata"]).file for row in rows)
-            return frozenset(file.path.name for file in found if file is not None)
+            return frozenset(PurePath(row[0]).name for row in rows if row[0])
 
         return await self._database.read(read)
 

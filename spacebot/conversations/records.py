@@ -138,6 +138,7 @@ class Standing:
 
     is_direct: bool
     user_id: str | None
+    is_listed: bool = False  # the owner's lists name the person
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

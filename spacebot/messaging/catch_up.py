@@ -159,6 +159,8 @@ class CatchUp(Generic[T]):
 
     async def _missed(self, room: str, targets: Sequence[Target], until: float) -> deque[T]:
         """What a room missed; nothing when that cannot be had."""
+        if not targets:  # it was of an earlier session's gaps, and is none any more
+            return deque()
         reason = "no answer in time"
         with trio.CancelScope(deadline=min(until, trio.current_time() + ROOM_S)):
             for pause in (*RETRY_S, None):

@@ -20,7 +20,6 @@ from spacebot.base.clock import Clock
 from spacebot.base.errors import DeliveryError, NotFoundError, SpacebotError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import MessageId, new_uuid
-from spacebot.base.redaction import scrub
 from spacebot.base.supervise import BackOff, run_service
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, Tree, describe
@@ -193,12 +192,17 @@ class Messaging:
 
     async def run(self, intake: Intake) -> None:
         """Run all adapters until cancelled; those of accounts that changed are swapped."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._hosts.run)
-            while True:
-                self._wanted = trio.Event()
-                await self._reconcile(nursery, intake)
-                await self._wanted.wait()
+        scope = trio.CancelScope(shield=True)  # adapters say goodbye through the loop, so it outlives them
+        async with trio.open_nursery() as hosts:
+            hosts.start_soon(self._hosts.run, scope)
+            try:
+                async with trio.open_nursery() as nursery:
+                    while True:
+                        self._wanted = trio.Event()
+                        await self._reconcile(nursery, intake)
+                        await self._wanted.wait()
+            finally:
+                scope.cancel()
 
     async def _reconcile(self, nursery: trio.Nursery, intake: Intake) -> None:
         wanted = {key: (platform, account) for platform, key, account in self._config().accounts() if account.enabled}
@@ -267,7 +271,7 @@ class Messaging:
     def _failed(self, slot: _Slot, error: BaseException, failures: int, pause_s: float) -> None:
         slot.attempts = failures
         slot.next_attempt_at = self._clock.now() + timedelta(seconds=pause_s)
-        self._turn(slot, Connection.RETRYING, scrub(describe(error)))
+        self._turn(slot, Connection.RETRYING, describe(error))
 
     def _turn(self, slot: _Slot, state: Connection, detail: str) -> None:
         if state is not slot.state:
@@ -330,21 +334,22 @@ class _Hosts:
             await self._opened.wait()
         return self._host
 
-    async def run(self) -> None:
-        """Own the loop until cancelled."""
-        while True:
-            await self._wanted.wait()
-            async with open_asyncio_host() as host:
-                self._host = host
-                self._opened.set()
-                self._opened = trio.Event()
-                try:
-                    await host.ended.wait()
-                    log.error("asyncio loop ended; it is opened anew")
-                finally:
-                    self._host = None
-                    self.lost += 1
-            self._wanted = trio.Event()
+    async def run(self, scope: trio.CancelScope) -> None:
+        """Own the loop until the scope is cancelled."""
+        with scope:
+            while True:
+                await self._wanted.wait()
+                async with open_asyncio_host() as host:
+                    self._host = host
+                    self._opened.set()
+                    self._opened = trio.Event()
+                    try:
+                        await host.ended.wait()
+                        log.error("asyncio loop ended; it is opened anew")
+                    finally:
+                        self._host = None
+                        self.lost += 1
+                self._wanted = trio.Event()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -26,6 +26,7 @@ class Author:
         name: as people see it.
         handle: how to mention the person there, such as `<@123>` or `@ann`; None where that cannot be done.
         is_moderator: whether the person may rule over the room; None when the platform does not tell.
+        is_listed: the owner's lists name the person; set by the router, never by an adapter.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Author:
     is_bot: bool = False
     handle: str | None = None
     is_moderator: bool | None = None
+    is_listed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

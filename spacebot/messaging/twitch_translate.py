@@ -75,6 +75,9 @@ def to_inbound(line: Line, listener: Listener) -> InboundMessage | None:
         asks = True
     if not text:
         return None
+    asks = asks or _names(text, listener.login)
+    # The chat keeps lines that begin with a slash for itself, so commands to the agent come behind its name.
+    text = re.sub(rf"^@{re.escape(listener.login)}[,:]?\s+(?=/)", "", text, flags=re.IGNORECASE)
     parent = tags.get("reply-parent-user-login", "").lower()
     message_id = tags.get("id") or None
     return InboundMessage(
@@ -85,7 +88,7 @@ def to_inbound(line: Line, listener: Listener) -> InboundMessage | None:
         text=text,
         sent_at=_moment(tags.get("tmi-sent-ts", "")),
         platform_id=message_id,
-        mentions_bot=asks or parent == listener.login or _names(text, listener.login),
+        mentions_bot=asks or parent == listener.login,
         reply_to=_reply_to(line),
         room_ids=(room,),
         channel_name=f"#{room}",

@@ -34,7 +34,7 @@ from spacebot.messaging.messages import (
 )
 from spacebot.tools.channel import Reply, ReplyArguments, check_outgoing
 from spacebot.tools.contract import ToolArguments, ToolOutput
-from spacebot.tools.paths_policy import open_file
+from spacebot.tools.paths_policy import Place, open_file
 from spacebot.tools.sandbox import Containment
 
 MOST_CARDS = 10
@@ -228,6 +228,10 @@ class FileHandle(Protocol):
         """Commit a file as sent; returns the id of its row. Errors: StorageError."""
         ...
 
+    async def may_send(self, parts: tuple[str, ...]) -> bool:
+        """Whether a file of the workspace may be seen by these people. Errors: StorageError."""
+        ...
+
 
 class SendFileArguments(ToolArguments):
     file_path: str = Field(description="a file in the workspace", min_length=1, max_length=4096)
@@ -256,13 +260,18 @@ class SendFile:
         if kind := find_secret(arguments.caption):
             raise ToolError(f"the caption holds a secret ({kind}); say it without the secret")
         limiter = self._containment.disk_limiter
-        file = await trio.to_thread.run_sync(self._copy, arguments.file_path, limiter=limiter)
+        place = await trio.to_thread.run_sync(self._locate, arguments.file_path, limiter=limiter)
+        if not await self._turn.may_send(place.parts):
+            raise ToolError("this file was given to you in a direct chat with somebody and stays there")
+        file = await trio.to_thread.run_sync(self._copy, place, limiter=limiter)
         message_id = await self._turn.send_file(file, arguments.caption.strip())
         return ToolOutput.of(success=True, message_id=message_id, filename=file.filename, size_bytes=file.size_bytes)
 
-    def _copy(self, text: str) -> OutboundFile:
+    def _locate(self, text: str) -> Place:
+        return self._containment.policy().locate(clean_unicode(text), writing=False)
+
+    def _copy(self, place: Place) -> OutboundFile:
         """Take a copy that stays as it is until it is delivered, whatever becomes of the file."""
-        place = self._containment.policy().locate(clean_unicode(text), writing=False)
         with open_file(place) as descriptor, open(descriptor, "rb", closefd=False) as file:
             data = file.read(self._max_bytes + 1)
         name = place.parts[-1]

@@ -1,8 +1,9 @@
 """What rooms must not learn, lose or be fooled by: strangers, other accounts, races of the delivery."""
 
 import os
+import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from spacebot.agent.delivery import AT_ONCE as SENT_AT_ONCE
 from spacebot.agent.router import Router
 from spacebot.base.events import EventKind
 from spacebot.base.ids import AgentId, ConversationId
@@ -175,22 +177,46 @@ async def test_the_same_number_on_another_platform_is_another_person(clock: Mock
         assert len(other.sent) == 1
 
 
-@pytest.mark.parametrize("is_named", [False, True])
+@pytest.mark.parametrize("is_listed", [False, True])
 async def test_a_stranger_cannot_have_what_nobody_asked_for_sent_to_himself(
-    clock: MockClock, tmp_path: Path, is_named: bool
+    clock: MockClock, tmp_path: Path, is_listed: bool
 ) -> None:
     async with open_house(tmp_path, *(Call("reply", content="hi") for _ in range(2))) as house:
         rooms = house.opened.agent._parts.rooms
         await house.say("Ann", "hi", room="fake:dm:ann", is_direct=True)  # the first who came is at home by default
         await house.platform.went_out(1)
         message = house.platform.message("Eve", "/sethome", room="fake:dm:eve", is_direct=True)
-        await house.opened.agent.take(message, observe=False, may_control=True, is_named=is_named)
+        eve = replace(message, author=replace(message.author, is_listed=is_listed))
+        await house.opened.agent.take(eve, observe=False, may_control=True)
         await house.platform.went_out(2)
-        assert await rooms.home("fake") == ("fake:dm:eve" if is_named else "fake:dm:ann")
+        assert await rooms.home("fake") == ("fake:dm:eve" if is_listed else "fake:dm:ann")
         again = house.platform.message("Ann", "/sethome", room="fake:dm:ann", is_direct=True)
-        await house.opened.agent.take(again, observe=False, may_control=True, is_named=False)
+        await house.opened.agent.take(again, observe=False, may_control=True)
         said = (await house.platform.went_out(3))[2].text
-        assert ("This is home now" in said) is not is_named
+        assert ("This is home now" in said) is not is_listed
+
+
+async def test_a_file_of_a_direct_chat_is_not_sent_into_a_room(clock: MockClock, tmp_path: Path) -> None:
+    async def answer(request: Request, connection: Connection) -> None:
+        await connection.send(b"my diary", content_type="text/plain")
+
+    steps = [
+        Call("reply", content="I keep it"),
+        Call("send_file", file_path="./attachments/diary.txt"),
+        Call("reply", content="no"),
+        Calls(Call("send_file", file_path="attachments/diary.txt"), Call("reply", content="yours")),
+    ]
+    async with serve(answer) as server, open_house(tmp_path, *steps) as house:
+        diary = Attachment(filename="diary.txt", media_type="text/plain", url=f"{server.url}/d")
+        mine = {"room": "fake:dm:ann", "is_direct": True}
+        await house.say("Ann", "keep this", attachments=(diary,), **mine)
+        await house.platform.went_out(1)
+        await house.say("Eve", "send me attachments/diary.txt")
+        await house.platform.went_out(2)
+        assert "direct chat" in str(house.opened.model.requests[2].messages[-1].parts)
+        await house.say("Ann", "give it back", **mine)
+        sent = await house.platform.went_out(4)
+        assert [one.message.kind for one in sent] == ["text", "text", "file", "text"]
 
 
 async def test_no_name_opens_a_frame_of_the_prompt(clock: MockClock, tmp_path: Path) -> None:
@@ -299,11 +325,13 @@ async def test_what_went_out_is_known_although_the_program_stops_at_that_moment(
     class Stopped(FakePlatform):
         stop: trio.CancelScope | None = None
 
-        async def send(self, target: Target, message: OutboundMessage, note_sent: object) -> None:
+        async def send(
+            self, target: Target, message: OutboundMessage, note_sent: Callable[[str], Awaitable[None]]
+        ) -> None:
             async def note(platform_id: str) -> None:
                 if self.stop is not None:
                     self.stop.cancel()
-                await note_sent(platform_id)  # type: ignore[operator]
+                await note_sent(platform_id)
 
             await super().send(target, message, note)
 
@@ -426,3 +454,66 @@ async def test_what_is_erased_while_its_adapter_is_away_is_not_sent(clock: MockC
         courier.bring_back("fake")
         await opened.settled()
         assert platform.sent == []
+
+
+async def test_a_row_that_cannot_be_read_costs_its_own_conversation_only(
+    clock: MockClock, tmp_path: Path, logs: Logs
+) -> None:
+    logs.expect("outbox broken")
+    platform = FakePlatform()
+    courier = FakeCourier(platform)
+    courier.take_away("fake")
+    async with open_test_agent(tmp_path, ScriptedModel(Call("reply", content="one")), courier=courier) as opened:
+        await take(opened, platform, "Ann", "a")
+        await opened.ended(1)
+    with sqlite3.connect(opened.database()) as connection:
+        connection.execute("UPDATE conversation_messages SET metadata = '{oh' WHERE role = 'assistant'")
+    connection.close()
+    courier.bring_back("fake")
+    async with open_test_agent(tmp_path, ScriptedModel(Call("reply", content="two")), courier=courier) as opened:
+        await take(opened, platform, "Bob", "b", room="fake:dm:bob")
+        assert [sent.text for sent in await platform.went_out(1)] == ["two"]
+
+
+async def test_many_rooms_that_waited_go_out_some_at_a_time(clock: MockClock, tmp_path: Path) -> None:
+    class Counting(FakePlatform):
+        now = most = 0
+
+        async def send(
+            self, target: Target, message: OutboundMessage, note_sent: Callable[[str], Awaitable[None]]
+        ) -> None:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            await super().send(target, message, note_sent)
+            self.now -= 1
+
+    platform, rooms = Counting(), SENT_AT_ONCE + 20
+    async with open_house(tmp_path, platform=platform) as house:
+        house.courier.take_away("fake")
+        await house.opened.settled()
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        for number in range(rooms):
+            await house.say("Ann", "/help", room=f"fake:{number}")
+        await house.opened.settled()
+        assert trio.lowlevel.current_statistics().tasks_living <= tasks + 3  # one task waits for all of them
+        house.courier.bring_back("fake")
+        sent = await platform.went_out(rooms)
+        assert len({one.target.conversation_id for one in sent}) == rooms
+        assert 1 < platform.most <= SENT_AT_ONCE
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+async def test_a_stranger_in_a_direct_chat_neither_sees_nor_reaches_other_rooms(
+    clock: MockClock, tmp_path: Path, is_listed: bool
+) -> None:
+    async with open_house(tmp_path, *(Call("reply", content="hi") for _ in range(2))) as house:
+        await house.say("Ann", "hi", channel_name="#board-secret")
+        await house.platform.went_out(1)
+        message = house.platform.message("Eve", "what else is there?", room="fake:dm:eve", is_direct=True)
+        eve = replace(message, author=replace(message.author, is_listed=is_listed))
+        await house.opened.agent.take(eve, observe=False, may_control=False)
+        await house.platform.went_out(2)
+        request = house.opened.model.requests[1]
+        names = {tool.name for tool in request.tools}
+        assert ("send_message_to_another_channel" in names) is is_listed
+        assert ("#board-secret" in request.messages[-1].text) is is_listed

@@ -19,7 +19,7 @@ from spacebot.config.messaging import (
     TwitchAccount,
     WebhookAccount,
 )
-from spacebot.messaging.bindings import Admission, Verdict, admit, may_command
+from spacebot.messaging.bindings import Admission, Verdict, admit, is_named, may_command
 from spacebot.messaging.messages import Author, Command, InboundMessage, Interaction
 
 S = SecretStr("secret")
@@ -282,6 +282,27 @@ def test_who_may_give_commands(
     assert may_command(message, admission) is may
     refused = Admission(verdict=REFUSE, agent_id=None, reason="x")
     assert not may_command(message, refused)
+
+
+@pytest.mark.parametrize(
+    ("of_account", "of_binding", "authority", "is_known"),
+    [
+        ((), (), None, False),
+        (("*",), ("*",), ("*",), False),
+        (("U1",), (), None, True),
+        ((), ("u1", "*"), None, True),
+        ((), (), ("U1",), True),
+        (("U2",), ("U2",), ("U2",), False),
+    ],
+)
+def test_whom_the_owner_names(
+    of_account: tuple[str, ...], of_binding: tuple[str, ...], authority: tuple[str, ...] | None, is_known: bool
+) -> None:
+    messaging = config("telegram", dm_allowed_users=of_account)
+    binding = bound("telegram", dm_allowed_users=of_binding, authority=authority)
+    admission = Admission(verdict=ANSWER, agent_id=AgentId("a"), reason="its binding", binding=binding)
+    assert is_named(said("telegram", "U1", is_direct=True), admission, messaging) is is_known
+    assert not is_named(said("webhook"), replace(admission, binding=None), MessagingConfig())
 
 
 SCOPES = st.fixed_dictionaries(

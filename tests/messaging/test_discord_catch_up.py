@@ -368,6 +368,21 @@ async def test_a_disk_that_does_not_tell_holds_nothing_up(autojump_clock: trio.t
         assert out == [("room", 2)]
 
 
+async def test_a_new_session_starts_over_with_what_it_is_told(autojump_clock: trio.testing.MockClock) -> None:
+    past = Past({"room": [1], "gone": [1]}, {"room": 5.0, "gone": 5.0})
+    async with catching_up(past) as (send, out):
+        for room in ("room", "gone"):
+            await send.send((room, 2))
+        await trio.sleep(1)
+        past.missed = {"room": [1, 3]}
+        await send.send(Begun())
+        await send.send(("room", 4))
+        await trio.sleep(1)
+        assert out == [("gone", 2)]
+        await trio.sleep(5)
+        assert out == [("gone", 2), *(("room", number) for number in (1, 2, 3, 4))]
+
+
 async def test_missed_and_held_are_put_in_order(autojump_clock: trio.testing.MockClock) -> None:
     past = Past({"room": [1, 2, 5, 6]}, {"room": 1.0})
     async with catching_up(past) as (send, out):

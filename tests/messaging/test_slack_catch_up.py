@@ -77,7 +77,7 @@ def texts(messages: Sequence[InboundMessage]) -> list[str]:
 async def test_what_was_missed_reads_as_if_it_had_been_told() -> None:
     async with open_place() as place:
         slack = place.slack
-        root = slack.keep("C1", BOT, "the plan")
+        root = slack.keep("C1", "U1", "the plan")
         heard = [place.heard("C1", thread=root), place.heard("C1"), place.heard("D1")]
         told = RecordingIntake()
         async with place.connected(told):

@@ -17,6 +17,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar, TypeVarTuple
+from urllib.parse import urlsplit
 
 import trio
 
@@ -194,9 +195,10 @@ class DiscordAdapter:
         return await self._call("Read Message History", Link.history, channel, target.message_id, limit)
 
     async def locate(self, attachment: Attachment) -> Location:
-        """Attachments lie at public addresses that work for a day."""
+        """Attachments lie at public addresses that work for a day, or at the owner's proxy."""
         await trio.lowlevel.checkpoint()
-        return Location(url=attachment.url, may_be_private=self._account.rest_url is not None)
+        own = urlsplit(self._account.rest_url).netloc if self._account.rest_url else None
+        return Location(url=attachment.url, may_be_private=urlsplit(attachment.url).netloc == own)
 
     async def resolve(self, address: str) -> Destination:
         """`dm:USER`, a channel's id, or `guild:channel`."""
@@ -474,7 +476,7 @@ def _lane(event: Event) -> str:
 
 def _place(target: Target) -> str | None:
     channel, heard = str(target.data.get("channel_id", "")), target.message_id or ""
-    return channel if channel.isdigit() and heard.isdigit() else None
+    return channel if channel.isdecimal() and heard.isdecimal() else None
 
 
 def _moment(event: Event) -> int:
