@@ -9,6 +9,7 @@ Source:  messaging spec 7 (typing, streaming)
 """
 
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -76,7 +77,7 @@ class GrowingDraft:
         self._target = target
         self._channel_id = channel_id
         self._reply_to = reply_to
-        self._text = ""
+        self._read: Callable[[], str | None] = str
         self._draft_id: str | None = None
         self._more = trio.Event()
         self._calling = trio.Lock()
@@ -85,12 +86,12 @@ class GrowingDraft:
         self._is_late = False
         self._is_running = False
 
-    def show(self, text: str) -> None:
-        """Show the whole text so far, when it is time. Never waits."""
+    def show(self, read: Callable[[], str | None]) -> None:
+        """Show the whole text so far, as `read` gives it when it is time. Never waits."""
         traits = self._delivery.courier.traits(self._adapter_key)
         if traits is None or not traits.edit_every_s or not self._delivery.courier.streams(self._adapter_key):
             return
-        self._text = text
+        self._read = read
         self._more.set()
         if not self._is_running and self._delivery.nursery is not None:
             self._is_running = True
@@ -122,7 +123,7 @@ class GrowingDraft:
             self._draft_id = await self._delivery.outbox.draft(self._channel_id, self._reply_to)
             shown = ""
             while not self._is_held:
-                text = self._text.strip()
+                text = (self._read() or "").strip()
                 if len(text) >= DRAFT_CHARACTERS and text != shown:
                     if find_secret(text) or is_tool_syntax(text):
                         return
@@ -198,13 +199,13 @@ class Stage:
         if self._place is not None:
             self._typing = Typing(self._delivery, *self._place)
 
-    def show(self, text: str) -> None:
-        """Show a growing answer. Never waits."""
+    def show(self, read: Callable[[], str | None]) -> None:
+        """Show a growing answer, the whole text so far of which `read` gives. Never waits."""
         if self._place is None or self._reply_to is None:
             return
         if self._draft is None:
             self._draft = GrowingDraft(self._delivery, *self._place, self._channel_id, self._reply_to)
-        self._draft.show(text)
+        self._draft.show(read)
 
     async def settle(self) -> None:
         """Let a draft stand, because the answer is about to be recorded; the next answer begins another."""

@@ -391,10 +391,10 @@ class Turn:
                 self._reader = (delta.index, ReplyReader())
             reader, now = self._reader[1], monotonic_s()
             reader.add(delta.fragment)
+            self._stage.show(reader.text)
             if now - self._shown_at >= DELTA_S * max(1.0, reader.size / DELTA_CHARACTERS) and (text := reader.text()):
                 self._shown_at = now
                 self._emit(EventKind.OUTBOUND_DELTA, turn_id=self.id, reply_to=self.reply_to, text=text)
-                self._stage.show(text)
 
     async def _close(self, state: TurnState, detail: str | None, notice: str | None) -> Outcome:
         results = self._work.results

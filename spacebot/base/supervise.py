@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from spacebot.base.clock import monotonic_s
-from spacebot.base.errors import ConfigError, DeliveryError, ModelRejectedError, RefusedError
+from spacebot.base.errors import ConfigError, DeliveryError, ModelRejectedError, RefusedError, SpacebotError
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome, Tree, describe
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ async def run_service(
                 on_failure(error, failures, pause_s)
                 log.warning(
                     "service failed",
-                    exc_info=None if lasting or failures > 1 else error,  # the traceback once, not at every attempt
+                    # The traceback once, and only of what nobody foresaw.
+                    exc_info=None if isinstance(error, SpacebotError) or failures > 1 else error,
                     extra={
                         "kv": {"service": name, "failures": failures, "pause_s": pause_s, "reason": describe(error)}
                     },

@@ -134,10 +134,12 @@ class TwitchAdapter:
                     raise
                 return secured
         except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
-            reason = error.__cause__ or error
+            reason: BaseException = error.__cause__ or error
+            while isinstance(reason, BaseExceptionGroup):  # one for each address that was tried
+                reason = reason.exceptions[0]
+            why = "no answer in time" if isinstance(reason, trio.TooSlowError) else str(reason)
             raise DeliveryError(
-                f"{place} cannot be reached ({type(reason).__name__}: {reason}); check the network, and host, port "
-                "and tls in [messaging.twitch]",
+                f"{place} cannot be reached ({why}); check the network, and host, port and tls in [messaging.twitch]",
                 is_permanent=False,
             ) from error
 

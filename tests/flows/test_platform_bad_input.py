@@ -207,6 +207,7 @@ async def test_a_bad_token_is_said_and_stops_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.spec("messaging 18.7: start")
+@pytest.mark.slow
 async def test_platforms_that_come_up_late_are_joined(tmp_path: Path) -> None:
     mind = Mind()
     async with serve(mind.serve) as model:

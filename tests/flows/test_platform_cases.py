@@ -334,6 +334,7 @@ async def test_people_see_that_somebody_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.spec("messaging 18.7: streaming")
+@pytest.mark.slow
 async def test_a_long_answer_grows_before_peoples_eyes(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
 
