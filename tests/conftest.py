@@ -13,6 +13,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from spacebot.base import redaction
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; programs under test must be stoppable
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -42,6 +44,14 @@ class Logs(logging.Handler):
         missing = [phrase for phrase in self._expected if not any(phrase in m for m in messages)]
         assert not surprises, f"error records that the test did not expect: {surprises}"
         assert not missing, f"error records that did not come: {missing}"
+
+
+@pytest.fixture(autouse=True)
+def _own_secrets() -> Iterator[None]:
+    """What one test registers as a secret must not be scrubbed from the texts of the next."""
+    known = set(redaction._literals)
+    yield
+    redaction._literals.intersection_update(known)
 
 
 @pytest.fixture(autouse=True)

@@ -560,14 +560,22 @@ async def test_messages_of_an_older_program_become_searchable(tmp_path: Path, cl
         if file.name < "0005":
             shutil.copy(file, older)
     async with open_database(tmp_path / "spacebot.db", older) as database:
-        log = Conversations(database, Clock(now=lambda: NOON))
-        for number, who in enumerate(("Ann", "Bob", "Ann")):
-            await log.accept(
-                InboundMessage(
-                    platform="t", conversation_id=ConversationId("t:room"), author=Author(id=who.casefold(), name=who),
-                    text=f"an old tale of dragons, part {number}", sent_at=NOON,
-                )
-            )  # fmt: skip
+
+        def write(c: Connection) -> None:  # as the program of that time did
+            c.execute(
+                "INSERT INTO channels (id, platform, last_seq, created_at, last_activity_at) "
+                "VALUES ('t:room', 't', 3, '2026-03-01T12:00:00Z', '2026-03-01T12:00:00Z')"
+            )
+            c.executemany(
+                "INSERT INTO conversation_messages (id, channel_id, seq, role, sender_id, sender_name, content, "
+                "created_at) VALUES (?, 't:room', ?, 'user', ?, ?, ?, '2026-03-01T12:00:00Z')",
+                [
+                    (f"m{number}", number + 1, who.casefold(), who, f"an old tale of dragons, part {number}")
+                    for number, who in enumerate(("Ann", "Bob", "Ann"))
+                ],
+            )
+
+        await database.write(write)
     async with open_world(tmp_path, clock) as world:
         assert len(await world.texts(query="dragons")) == 3
         assert set(await world.texts(query="dragons", person="bob")) == {"an old tale of dragons, part 1"}

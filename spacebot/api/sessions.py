@@ -197,7 +197,7 @@ async def open_session_stream(
 
 def message_object(row: LoggedMessage) -> dict[str, Any]:
     """A logged message as readers get it."""
-    return {key: value for key, value in asdict(row).items() if key != "channel_id"}
+    return {key: value for key, value in asdict(row).items() if key not in ("channel_id", "is_queued")}
 
 
 def process_object(view: NodeView) -> dict[str, Any]:

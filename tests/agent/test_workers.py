@@ -320,7 +320,13 @@ async def test_a_worker_cannot_touch_the_identity_files(clock: MockClock, tmp_pa
 
 @pytest.mark.spec("P59", "P63")
 async def test_a_worker_that_gets_the_conversation_still_does_its_own_task(clock: MockClock, tmp_path: Path) -> None:
-    model = ScriptedModel(Call("reply", content="noted"), SPAWN, worker=[outcome("done")], context_window=6000)
+    model = ScriptedModel(
+        Call("reply", content="noted"),
+        SPAWN,
+        worker=[outcome("done")],
+        compactor=lambda request: Call("write_summary", summary="Ann has a dog called Rex"),
+        context_window=6000,
+    )
     async with open_test_agent(tmp_path, model, worker={"context": "fork"}) as opened:
         await opened.say("Ann", "my dog is called Rex " + "and so on " * 3000)
         await opened.ended(1)
