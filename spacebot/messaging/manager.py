@@ -277,7 +277,8 @@ class Messaging:
         if state is not slot.state:
             slot.since = self._clock.now()
             self._events.emit(EventKind.ADAPTER_STATE, adapter=slot.key, state=str(state), detail=detail)
-            log.info("adapter", extra=kv(adapter=slot.key, state=str(state), who=slot.who, detail=detail))
+            level = logging.INFO if state in (Connection.CONNECTED, Connection.STOPPED) else logging.DEBUG
+            log.log(level, "adapter", extra=kv(adapter=slot.key, state=str(state), who=slot.who))
         slot.state, slot.detail = state, detail
         self._changed.set()
         self._changed = trio.Event()
