@@ -87,8 +87,9 @@ def _together(said: dict[str, list[str]]) -> list[str]:
 
 
 async def test_a_burst_of_several_people_is_one_turn_and_a_direct_chat_never_waits(tmp_path: Path) -> None:
+    patient = "\n[defaults.coalesce]\ndebounce_ms = 6000\nmax_wait_ms = 30000\n"  # longer than a busy machine needs
     async with serve_openai(obedient) as model:
-        async with up(Daemon(tmp_path, model_url=model.url)) as person:
+        async with up(Daemon(tmp_path, model_url=model.url, extra=patient)) as person:
             room = [await person.say(f"line {n}", session="room", by=f"p{n % 3}", shared=True) for n in range(6)]
             direct = await person.say("line", session="direct")
             assert (await person.settled(direct))["replies"][0]["content"] == "heard 1"
