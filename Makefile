@@ -35,6 +35,7 @@ smoke: exe
 
 bench: venv model
 	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench platforms
 	@$(BIN)/python -m tests.bench memory
 	@$(BIN)/python -m tests.bench thresholds
 	@$(BIN)/python -m tests.bench kills

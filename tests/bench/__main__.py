@@ -1,4 +1,4 @@
-"""Prints figures: `python -m tests.bench [spine|memory|recall|thresholds|kills|llm] [name or options …]`."""
+"""Prints figures: `python -m tests.bench [spine|platforms|memory|recall|thresholds|kills|llm] [name or options …]`."""
 
 import runpy
 import sys
