@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 
+from spacebot.agent.announcing import announce
 from spacebot.agent.attachments import AttachmentDesk, transcribe_with
 from spacebot.agent.bulletin import open_briefing
 from spacebot.agent.channels import Channels
@@ -237,18 +238,7 @@ class Agent:
             return Receipt.DUPLICATE
         accepted, row = recorded
         self._emit_inbound(message, accepted)
-        self._parts.events.emit(
-            EventKind.OUTBOUND_MESSAGE,
-            agent_id=self.id,
-            channel_id=message.conversation_id,
-            message_id=row.id,
-            seq=row.seq,
-            text=row.content,
-            kind=row.kind,
-            reply_to=row.reply_to,
-            turn_id=None,
-            created_at=row.created_at,
-        )
+        announce(self._parts.events, self.id, row)
         self._parts.delivery.nudge(message.conversation_id)
         return Receipt.ACCEPTED
 

@@ -9,9 +9,10 @@ Source: messaging spec 5 and 8; pitfall 26 of its section 19, process spec P37, 
 
 from collections.abc import Callable, Sequence
 
+from spacebot.agent.announcing import announce
 from spacebot.agent.delivery import Delivery
 from spacebot.base.errors import DeliveryError, NotFoundError, RefusedError, ToolError
-from spacebot.base.events import EventBus, EventKind
+from spacebot.base.events import EventBus
 from spacebot.base.ids import AgentId, ConversationId, platform_of
 from spacebot.base.redaction import scrub
 from spacebot.conversations.log import Conversations
@@ -60,18 +61,7 @@ class Crossing:
             raise ToolError("that is this conversation; say it with reply")
         row = await self._conversations.record_reply(None, channel_id, text)
         self.inject(row)
-        self._events.emit(
-            EventKind.OUTBOUND_MESSAGE,
-            agent_id=self._agent_id,
-            channel_id=channel_id,
-            message_id=row.id,
-            seq=row.seq,
-            text=row.content,
-            kind=row.kind,
-            reply_to=None,
-            turn_id=None,
-            created_at=row.created_at,
-        )
+        announce(self._events, self._agent_id, row)
         self._delivery.nudge(channel_id)
         return name
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spacebot.agent.announcing import announce
 from spacebot.agent.engine import Ending, Engine, EngineResult
 from spacebot.agent.history import Entry
 from spacebot.agent.pacing import Work
@@ -464,16 +465,7 @@ class Turn:
 
     def _announce(self, row: LoggedMessage) -> None:
         self._stage.recorded(row)
-        self._emit(
-            EventKind.OUTBOUND_MESSAGE,
-            message_id=row.id,
-            seq=row.seq,
-            text=row.content,
-            kind=row.kind,
-            reply_to=row.reply_to,
-            turn_id=self.id,
-            created_at=row.created_at,
-        )
+        announce(self._parts.events, self._parts.id, row)
 
     def _emit(self, kind: EventKind, /, **fields: str | int | bool | None) -> None:
         self._parts.events.emit(kind, agent_id=self._parts.id, channel_id=self._channel_id, **fields)
