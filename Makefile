@@ -39,6 +39,7 @@ bench: venv model
 	@$(BIN)/python -m tests.bench memory
 	@$(BIN)/python -m tests.bench thresholds
 	@$(BIN)/python -m tests.bench kills
+	@$(BIN)/python -m tests.bench cron
 	@if [ -n "$(DATA)" ]; then $(BIN)/python -m tests.bench recall --data "$(DATA)"; \
 	else echo "recall: not measured; name LoCoMo's file: make bench DATA=…/locomo10.json"; fi
 

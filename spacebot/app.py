@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -41,6 +42,7 @@ from spacebot.llm.manager import ModelManager, UsageRecord, open_models
 from spacebot.memory.embedding import OnnxEmbedder
 from spacebot.messaging.manager import Messaging
 from spacebot.messaging.registry import Seams, build_adapter
+from spacebot.storage.live_secrets import LiveSecrets
 from spacebot.tools.sandbox import Backend, BackendKind, probe_backend
 
 log = logging.getLogger(__name__)
@@ -107,6 +109,12 @@ class RunningProgram:
         self.events.emit(EventKind.CONFIG_RELOADED, what="prompts")
         return sorted(changed)
 
+    async def reload_skills(self) -> None:
+        """Look at all folders of skills again."""
+        changed = [await agent.skills.reload() for agent in self.by_id.values()]
+        if any(changed):
+            self.events.emit(EventKind.CONFIG_RELOADED, what="skills")
+
     def reload_config(self) -> None:
         """Read the configuration again; a broken one is reported and changes nothing."""
         report = self.store.reload()
@@ -150,7 +158,12 @@ class _Probe:
 
 
 async def main(
-    paths: InstancePaths, store: ConfigStore, *, on_ready: Callable[[ReadyInfo], None], debug: bool = False
+    paths: InstancePaths,
+    store: ConfigStore,
+    secrets: LiveSecrets,
+    *,
+    on_ready: Callable[[ReadyInfo], None],
+    debug: bool = False,
 ) -> int:
     """Run until somebody asks to stop: over the control socket, or by a signal, which the daemon turns into that.
 
@@ -198,6 +211,7 @@ async def main(
                     clock=clock,
                     fetcher=fetcher,
                     courier=messaging,
+                    tool_secrets=secrets.tool_environment,
                 )
             )
         messaging.seams = Seams(
@@ -207,9 +221,15 @@ async def main(
             mailbox=Mailboxes(lambda: agents),
         )
         store.listen(lambda report: messaging.reconcile())
-        await _serve(program, paths, tree, on_ready=on_ready, probe=probe)
+        store.listen(lambda report: _reload_schedules(agents))
+        await _serve(program, paths, tree, secrets, on_ready=on_ready, probe=probe)
         events.close()
     return 75 if program.wants_restart else 0
+
+
+def _reload_schedules(agents: Mapping[AgentId, Agent]) -> None:
+    for agent in agents.values():
+        agent.schedules.reload()
 
 
 def _settings(store: ConfigStore, started_with: AgentConfig) -> AgentConfig:
@@ -221,6 +241,7 @@ async def _serve(
     program: RunningProgram,
     paths: InstancePaths,
     tree: Tree,
+    secrets: LiveSecrets,
     *,
     on_ready: Callable[[ReadyInfo], None],
     probe: _Probe,
@@ -241,6 +262,7 @@ async def _serve(
                 tree=tree,
                 events=program.events,
                 store=program.store,
+                secrets=secrets,
                 run_id=run_id,
                 started_at=started,
                 urls=urls,
@@ -293,15 +315,26 @@ async def _watch_files(program: RunningProgram, paths: InstancePaths) -> None:
     async def prompts_changed(changes: Sequence[FileChange]) -> None:
         await program.reload_prompts()
 
+    async def skills_changed(changes: Sequence[FileChange]) -> None:
+        await program.reload_skills()
+
     callbacks = {
         FileKind.CONFIG: config_changed,
         FileKind.IDENTITY: prompts_changed,
         FileKind.PROMPT: prompts_changed,
+        FileKind.SKILL: skills_changed,
     }
-    async with open_watcher(paths, lambda: list(program.agents), callbacks):
+    folders = partial(_skill_folders, program)
+    async with open_watcher(paths, lambda: list(program.agents), callbacks, skill_folders=folders):
         program.reload_config()  # what was edited while the program started, which the watcher does not see
         try:
             await program.reload_prompts()
         except ConfigError as error:
             log.warning("prompts not reloaded", extra=kv(error=str(error)))
+        await program.reload_skills()
         await trio.sleep_forever()
+
+
+def _skill_folders(program: RunningProgram) -> list[Path]:
+    """Every folder of skills, each once: that of the instance and those of the agents."""
+    return list(dict.fromkeys(folder for agent in program.by_id.values() for folder in agent.skills.folders))

@@ -93,7 +93,6 @@ ITEMS: dict[str, str] = {
 }
 
 LATER: dict[str, str] = {
-    "P9": "cron",
     "P46": "OpenCode workers",
     "P62": "OpenCode workers",
 }

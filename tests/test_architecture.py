@@ -20,6 +20,7 @@ IMPORTERS = {  # foreign library -> the only files that may import it
     "onnxruntime": {"memory/embedding.py"},
     "tokenizers": {"memory/embedding.py"},
     "sqlite3": {"storage/database.py"},
+    "cryptography": {"storage/secrets.py"},
     "jinja2": {"agent/prompts.py"},
     "watchfiles": {"config/store.py"},
     "hypercorn": {"api/server.py"},
@@ -46,6 +47,8 @@ IMPORTERS = {  # foreign library -> the only files that may import it
     },
     "markdown_it": {"messaging/text.py"},
     "tomlkit": {"config/layout.py"},
+    "croniter": {"cron/schedule.py"},
+    "yaml": {"tools/skill_text.py"},
     "selenium": set(),
     "requests": set(),
     "httpx": {"messaging/telegram/client.py"},
@@ -60,6 +63,9 @@ CLI_WITHOUT_WEIGHT = (
     "memory.py",
     "memory_text.py",
     "messaging.py",
+    "skill.py",
+    "cron.py",
+    "secret.py",
 )
 HEAVY = {"trio", "pydantic", "starlette", "hypercorn", "httpx2", "anthropic", "openai", "lancedb", "numpy", "jinja2"}
 PLATFORMS = re.compile(r"\b(discord|slack|telegram|twitch)\b", re.IGNORECASE)

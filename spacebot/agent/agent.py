@@ -28,6 +28,8 @@ from spacebot.agent.liveness import WatchedModel
 from spacebot.agent.parts import AgentParts, ModelSource
 from spacebot.agent.profile import Profile
 from spacebot.agent.prompts import load_prompts
+from spacebot.agent.scheduled import Schedules
+from spacebot.agent.skill_desk import SkillDesk
 from spacebot.agent.upkeep import maintenance_policy
 from spacebot.agent.usage import UsageWriter
 from spacebot.base.clock import Clock
@@ -48,6 +50,7 @@ from spacebot.conversations.message_search import MessageSearch
 from spacebot.conversations.outbox import Outbox
 from spacebot.conversations.records import Accepted, Journalled, ResponseMode
 from spacebot.conversations.rooms import Rooms
+from spacebot.cron.jobs import Jobs
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind
 from spacebot.llm.routing import model_names
@@ -63,6 +66,7 @@ from spacebot.messaging.courier import NO_PLATFORMS, Courier
 from spacebot.messaging.messages import MAX_TEXT, InboundMessage, Target
 from spacebot.storage.database import open_database
 from spacebot.tools.sandbox import Backend, Containment
+from spacebot.tools.skills import SkillShelf
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +167,11 @@ class Agent:
     def ingestion(self) -> Ingestion:
         """The drop folder, whose documents become memories."""
         return self._ingestion
+
+    @property
+    def schedules(self) -> Schedules:
+        """What it does by itself, at set times."""
+        return self._parts.schedules
 
     @property
     def model_label(self) -> str:
@@ -276,11 +285,23 @@ class Agent:
 
     async def drain(self, patience_s: float) -> None:
         """Begin no new turn, let the running ones finish and memories be saved, for at most `patience_s` seconds."""
+        self._parts.schedules.scheduler.pause()
         await self._channels.drain(patience_s)
 
     async def reload_prompts(self) -> list[str]:
         """Read templates and identity files again. Errors: ConfigError; then the old ones stay."""
         return await self._parts.prompts.reload()
+
+    @property
+    def skills(self) -> SkillShelf:
+        """The recipes that its workers know."""
+        return self._parts.skills
+
+    @property
+    def skill_desk(self) -> SkillDesk:
+        """What its owner does with them."""
+        parts = self._parts
+        return SkillDesk(parts.skills, parts.fetcher, parts.events, parts.clock)
 
     def status_blocks(self) -> Mapping[str, Mapping[str, Any]]:
         """What each live channel is doing."""
@@ -346,6 +367,7 @@ async def open_agent(
     clock: Clock,
     fetcher: Fetcher,
     courier: Courier = NO_PLATFORMS,
+    tool_secrets: Callable[[], Mapping[str, str]] = dict,
     index: IndexPolicy | None = None,
 ) -> AsyncIterator[Agent]:
     """Open one agent: folders, database, memory, prompts; then take up what its last life left.
@@ -353,6 +375,7 @@ async def open_agent(
     Args:
         fetcher: fetches what people attach.
         courier: the platforms that deliver what it says.
+        tool_secrets: variables for workers' commands, asked for at each one.
         index: when the vector table is written; None means as usual.
 
     Owns: everything of the agent. On leaving, running turns are cut and left to the next start (call
@@ -368,9 +391,13 @@ async def open_agent(
         instance_root=instance.root,
         data_dir=paths.data,
         tools_bin=instance.tools_bin,
+        skills=(instance.skills, paths.skills),
         settings=lambda: settings().sandbox,
+        tool_secrets=tool_secrets,
     )
     await trio.to_thread.run_sync(containment.prepare)
+    skills = SkillShelf(instance.skills, paths.skills)
+    await skills.reload()
     prompts = await load_prompts(bundled_prompts(), instance.prompts, paths.prompts, paths.root)
     async with (
         open_database(paths.database, package_file("storage", "sql"), clock) as database,
@@ -400,6 +427,9 @@ async def open_agent(
         )
         crossing = Crossing(rooms, conversations, delivery, agent_id=agent_id, events=events)
         forgetting = Forgetting(database, memory, clock, vectors=paths.vectors, log_folder=instance.logs)
+        schedules = Schedules(
+            Jobs(database, clock), crossing, prompts, agent_id=agent_id, settings=settings, events=events, clock=clock
+        )
         parts = AgentParts(
             id=agent_id,
             settings=settings,
@@ -417,8 +447,11 @@ async def open_agent(
             memory=memory,
             briefing=briefing,
             forgetting=forgetting,
+            schedules=schedules,
             containment=containment,
             probe=probe,
+            fetcher=fetcher,
+            skills=skills,
             events=events,
             tree=tree,
             clock=clock,
@@ -455,7 +488,10 @@ async def open_agent(
                         upkeep.start_soon(service)
                     upkeep.start_soon(ingestion.run, node)
                     await upkeep.start(delivery.run)
+                    schedules.accept, schedules.channels = agent.accept, live
+                    await schedules.close_stale()
                     await agent.recover()
+                    upkeep.start_soon(schedules.run)
                     yield agent
                     channels.cancel_scope.cancel()
                 upkeep.cancel_scope.cancel()

@@ -27,7 +27,7 @@ from spacebot.agent.surroundings import Surroundings
 from spacebot.agent.turn import Turn, bridged
 from spacebot.base.clock import monotonic_s
 from spacebot.base.errors import StorageError
-from spacebot.base.ids import ConversationId
+from spacebot.base.ids import ConversationId, platform_of
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
 from spacebot.conversations.records import (
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 HYDRATE = 200  # messages read back from the log when a known conversation wakes up; process spec 18
 RETIRE_S = 3600.0  # a channel with nothing to do leaves memory after this; the next message brings it back
 EVENT_BYTES = 4000  # of a result in an event
+DISMISS_S = 0.05  # between looks whether dismissed workers have ended
 
 
 class Channel:
@@ -74,6 +75,7 @@ class Channel:
         self._node = node
         self._is_hydrated = not is_known
         self._may_start = may_start
+        self._is_run = platform_of(channel_id) == "cron"  # of a schedule: it ends when its work has settled
         self._history = LiveHistory()
         self._overheard: list[Entry] = []  # before the history was read back
         self._fixed_tokens = 0  # of the last turn's requests beside the history
@@ -97,6 +99,7 @@ class Channel:
         self._standing = Standing(is_direct=False, user_id=None)
         self._is_shared = False  # others have joined: what belongs to one person is not for this conversation
         self.is_retired = False
+        self.is_discarded = False  # nothing of it is taken up again
 
     @property
     def node(self) -> Node:
@@ -208,7 +211,11 @@ class Channel:
                 deadline = self._pacing.due_at()
                 if self._pacing.has_overflowed and deadline == math.inf:
                     deadline = self._refill_at
-                persist_at = self._persistence.due_at()
+                if self._is_run and self._is_settled():
+                    await self._dismiss()
+                    self.is_retired = True
+                    return
+                persist_at = math.inf if self._is_run else self._persistence.due_at()
                 if persist_at <= monotonic_s():
                     self._persistence.start(nursery)
                     continue
@@ -220,6 +227,34 @@ class Channel:
                         return
             with trio.move_on_at(deadline):
                 await self._wake.wait()
+
+    def _is_settled(self) -> bool:
+        """Whether nothing is under way any more; a worker that waits for more input does not count."""
+        return (
+            self._pacing.is_empty
+            and not self.delegates.is_busy
+            and all(child.state is NodeState.WAITING for child in self._delegated())
+        )
+
+    def _delegated(self) -> list[Node]:
+        return [child for child in self._node.children.values() if child.kind in (NodeKind.BRANCH, NodeKind.WORKER)]
+
+    async def _dismiss(self) -> None:
+        """End workers that wait for input, without a word."""
+        self.delegates.dismiss_all("the run is over")
+        while self._delegated() or self.delegates.is_busy:
+            self._wake = trio.Event()
+            with trio.move_on_after(DISMISS_S):  # an end is told a moment before its node is gone
+                await self._wake.wait()
+
+    def wind_up(self, reason: str) -> None:
+        """End what was set to work, without a word: who asks for the end says so."""
+        self.delegates.dismiss_all(reason)
+
+    def cut(self) -> None:
+        """End as things stand, for good."""
+        self.is_retired = self.is_discarded = True
+        self._node.cancel_scope.cancel()
 
     def _is_idle(self) -> bool:
         return self._pacing.is_empty and not (self._node.children or self.delegates.is_busy)
@@ -383,7 +418,7 @@ class Channel:
 
     async def finish(self) -> None:
         """Save what is worth remembering, because the program stops."""
-        if self._nursery is not None:
+        if self._nursery is not None and not self._is_run:
             await self._persistence.finish(self._nursery)
 
     def _fork(self) -> list[ModelMessage]:

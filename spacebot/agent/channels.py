@@ -36,6 +36,7 @@ class Channels:
         self._channels: dict[ConversationId, Channel] = {}
         self._gates: dict[str, trio.Event] = {}  # conversations that nobody may hold in memory for a moment
         self._channel_left = trio.Event()
+        self._settling: dict[ConversationId, trio.Event] = {}  # of runs of schedules, whose end somebody waits for
         self._is_draining = False
 
     async def hand_over(self, journalled: Journalled, *, observe: bool = False) -> None:
@@ -56,6 +57,25 @@ class Channels:
         """Let a live channel know what was said in it from elsewhere."""
         if (channel := self._channels.get(row.channel_id)) is not None:
             channel.note(row)
+
+    def settling(self, conversation: ConversationId) -> trio.Event:
+        """An event of the conversation's next end; to be asked for before its message is accepted."""
+        event = self._settling.get(conversation)
+        if event is None:
+            event = self._settling[conversation] = trio.Event()
+        return event
+
+    def wind_up(self, conversation: ConversationId, reason: str) -> None:
+        """End what a conversation has set to work, without a word."""
+        if (channel := self._channels.get(conversation)) is not None:
+            channel.wind_up(reason)
+
+    def cut(self, conversation: ConversationId) -> None:
+        """End a conversation as it stands, for good."""
+        if (channel := self._channels.get(conversation)) is not None:
+            channel.cut()
+        elif (event := self._settling.pop(conversation, None)) is not None:
+            event.set()
 
     def status_of(self, conversation: ConversationId) -> StatusBlock | None:
         """What a live channel is doing."""
@@ -151,6 +171,10 @@ class Channels:
             if self._channels.get(channel.id) is channel:
                 del self._channels[channel.id]
             self._channel_left.set()
+            if channel.is_retired and (event := self._settling.pop(channel.id, None)) is not None:
+                event.set()
+        if channel.is_discarded:
+            return
         if not channel.is_retired or channel.has_work:
             await trio.sleep(RETRY_S)
             await self._bring_back(channel.id)

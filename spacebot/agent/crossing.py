@@ -56,16 +56,31 @@ class Crossing:
 
         Errors: ToolError when the place is not known or cannot be reached; StorageError.
         """
-        channel_id, name = await self._find(target, here=here, person=person)
+        channel_id, name = await self.find(target, here=here, person=person)
         if channel_id == here:
             raise ToolError("that is this conversation; say it with reply")
-        row = await self._conversations.record_reply(None, channel_id, text)
-        self.inject(row)
-        announce(self._events, self._agent_id, row)
-        self._delivery.nudge(channel_id)
+        self.announce(await self._conversations.record_reply(None, channel_id, text))
         return name
 
-    async def _find(self, target: str, *, here: ConversationId, person: str | None) -> tuple[ConversationId, str]:
+    def announce(self, row: LoggedMessage) -> None:
+        """Send on its way what was recorded in another conversation. Never waits."""
+        self.inject(row)
+        announce(self._events, self._agent_id, row)
+        self._delivery.nudge(row.channel_id)
+
+    def is_address(self, target: str) -> bool:
+        """Whether a text names an adapter that is configured, and a place there."""
+        try:
+            parse_address(target, self._delivery.courier.keys())
+        except (NotFoundError, RefusedError):
+            return False
+        return True
+
+    async def find(self, target: str, *, here: ConversationId, person: str | None) -> tuple[ConversationId, str]:
+        """A conversation that can be reached from another, with its name.
+
+        Errors: ToolError when the place is not known or cannot be reached; StorageError.
+        """
         known = await self._rooms.reachable(
             without=ConversationId(""), platform=platform_of(here), person=person, limit=KNOWN
         )

@@ -9,6 +9,7 @@ Source: process spec 6, 7 and 22.2
 """
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -36,6 +37,7 @@ from spacebot.memory.types import Provenance
 log = logging.getLogger(__name__)
 
 EVENT_BYTES = 4000  # of a result in an event
+_RECIPE = re.compile(r"<(?=/?\s*recipe)", re.IGNORECASE)
 
 
 class Delegates:
@@ -71,14 +73,15 @@ class Delegates:
         self._branches: dict[str, BranchRun] = {}
         self._spawning: set[str] = set()
         self._uncommitted = 0  # ends of processes that the disk refused
+        self._publishing = 0  # results that are just being written
         self._quiet: set[str] = set()  # processes whose end nobody has to be told
         self._nursery: trio.Nursery | None = None
         self._started = trio.Event()
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is just being started, or its end still has to be written."""
-        return bool(self._spawning or self._uncommitted)
+        """Whether something is just being started, or its end or result still has to be written."""
+        return bool(self._spawning or self._uncommitted or self._publishing)
 
     def drop_all_of(self, turn_id: TurnId) -> None:
         """End what a turn has set to work, without a word: the turn is taken again."""
@@ -86,6 +89,13 @@ class Delegates:
             if run.turn_id == turn_id and (node := self._parts.tree.get(run.id)) is not None:
                 self._quiet.add(run.id)
                 node.cancel("its turn is taken again")
+
+    def dismiss_all(self, reason: str) -> None:
+        """End all that is left, without a word."""
+        for run in self._runs():
+            if (node := self._parts.tree.get(run.id)) is not None:
+                self._quiet.add(run.id)
+                node.cancel(reason)
 
     def _runs(self) -> list[BranchRun | WorkerRun]:
         return [*self._branches.values(), *(worker.run_row for worker in self._workers.values())]
@@ -183,11 +193,20 @@ class Delegates:
             return
 
     async def spawn_worker(
-        self, task: str, *, is_interactive: bool, task_type: str | None, origin: Node | None = None
+        self,
+        task: str,
+        *,
+        is_interactive: bool,
+        task_type: str | None,
+        skill: str | None = None,
+        origin: Node | None = None,
     ) -> str:
         """Start a worker; returns its id once its row is on disk.
 
-        Errors: LimitReachedError; RefusedError when the same task runs already (P55).
+        Args:
+            skill: goes whole into what it reads first.
+
+        Errors: LimitReachedError; RefusedError when the same task runs already (P55); ToolError for an unknown skill.
         """
         key = " ".join(task.split()).casefold()
         twin = next(
@@ -200,6 +219,7 @@ class Delegates:
             )
         self._spawning.add(key)
         try:
+            brief = None if skill is None else await self._brief(task, skill)
             cause = self._branches.get(origin.id) if origin else None
             turn = self._turn()
             if turn is not None and origin is None:
@@ -211,11 +231,19 @@ class Delegates:
                 reply_to=cause.reply_to if cause else turn.reply_to if turn else None,
                 origin=origin.id if origin else None,
             )  # fmt: skip
-            return await self.start_worker(run)
+            return await self.start_worker(run, brief=brief)
         finally:
             self._spawning.discard(key)
 
-    async def start_worker(self, run: WorkerRun) -> str:
+    async def _brief(self, task: str, name: str) -> str:
+        """The task with a skill's recipe; it stands in the transcript, so it outlasts a restart."""
+        skill, content = await self._parts.skills.read(name)
+        content = _RECIPE.sub("‹", content)  # its frame is ours
+        return self._parts.prompts.render(
+            "fragments/skill", skill_name=skill.name, folder=str(skill.folder), content=content, task=task
+        )
+
+    async def start_worker(self, run: WorkerRun, *, brief: str | None = None) -> str:
         """Start a worker, or take one up again whose row has an id already."""
         await self._started.wait()
         assert self._nursery is not None
@@ -238,6 +266,7 @@ class Delegates:
                 run,
                 tools=worker_tools(self._parts, node),
                 fork=fork,
+                brief=brief,
                 publish=lambda outcome: self._publish(run, outcome),
                 changed=self._worker_changed,
             )
@@ -303,7 +332,11 @@ class Delegates:
             self._ended(result)
             self._emit(EventKind.WORKER_IDLE, worker_id=run.id, result=cut_bytes(result.text, EVENT_BYTES))
 
-        await self._commit(write, run.id, what="result")
+        self._publishing += 1  # it waits already, and its result is not among those to be told yet
+        try:
+            await self._commit(write, run.id, what="result")
+        finally:
+            self._publishing -= 1
 
     def _worker_changed(self, worker: Worker) -> None:
         self._emit(

@@ -17,9 +17,11 @@ from spacebot.agent.crossing import Crossing
 from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import Forgetting
 from spacebot.agent.prompts import Prompts
+from spacebot.agent.scheduled import Schedules
 from spacebot.base.clock import Clock, parse_zone
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventBus
+from spacebot.base.fetch import Fetcher
 from spacebot.base.ids import AgentId
 from spacebot.base.paths import AgentPaths
 from spacebot.base.tree import Tree
@@ -32,6 +34,7 @@ from spacebot.llm.messages import Model, ProcessKind
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import Viewer
 from spacebot.tools.sandbox import Backend, Containment
+from spacebot.tools.skills import SkillShelf
 
 
 class AgentModel(Model, Protocol):
@@ -81,8 +84,11 @@ class AgentParts:
     memory: AgentMemory
     briefing: Briefing
     forgetting: Forgetting
+    schedules: Schedules
     containment: Containment
     probe: Callable[[], Awaitable[Backend]]
+    fetcher: Fetcher
+    skills: SkillShelf
     events: EventBus
     tree: Tree
     clock: Clock
@@ -98,6 +104,11 @@ class AgentParts:
             return ""
         groups = known_groups(memories, self.zone)
         return self.prompts.render("fragments/known", groups=groups, memory_bulletin=bulletin)
+
+    def skills_prompt(self, fragment: str) -> str:
+        """The list of skills in a fragment's words; empty when there are none."""
+        skills = self.skills.index()
+        return self.prompts.render(fragment, skills=skills) if skills else ""
 
     @property
     def zone(self) -> tzinfo | None:

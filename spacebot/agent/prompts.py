@@ -50,7 +50,7 @@ class Prompts:
         self._identity_folder = identity_folder
         self._set = current
         self._specs: dict[type, ToolSpec] = {}
-        self._stable: dict[str, str] = {}
+        self._stable: dict[str, tuple[dict[str, str], str]] = {}  # with what it was filled in
         self._fixed: dict[str, str] = {}  # rendered without variables
 
     def render(self, name: str, **variables: Any) -> str:
@@ -75,13 +75,14 @@ class Prompts:
         """Fill in a system prompt; the second value says whether it is the same in every turn.
 
         A template that uses `status_block`, `current_time` or `memory_bulletin` is rendered anew each time;
-        the others are kept until a file changes, so that the text stays identical to the byte.
+        the others are kept until a file or a value changes, so that the text stays identical to the byte.
         """
         if self._set.variables[name] & VOLATILE:
             return self.render(name, **variables), False
-        if name not in self._stable:
-            self._stable[name] = self.render(name, **variables)
-        return self._stable[name], True
+        kept = self._stable.get(name)
+        if kept is None or kept[0] != variables:
+            kept = self._stable[name] = (variables, self.render(name, **variables))
+        return kept[1], True
 
     def uses(self, name: str, variable: str) -> bool:
         """Whether a template mentions a variable."""

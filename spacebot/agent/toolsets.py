@@ -20,6 +20,8 @@ from spacebot.tools.memory import MemoryDelete, MemoryRecall, MemorySave
 from spacebot.tools.persistence import MemoryPersistenceComplete
 from spacebot.tools.recall_channel import ChannelRecall
 from spacebot.tools.shell import ExecTool, ShellTool
+from spacebot.tools.skills import ReadSkill
+from spacebot.tools.web_search import SearchService, WebSearch
 
 
 def branch_tools(
@@ -73,7 +75,7 @@ def _recall(parts: AgentParts, provenance: Provenance) -> MemoryRecall:
 
 
 def worker_tools(parts: AgentParts, node: Node) -> tuple[Tool, ...]:
-    """Commands and files; the status tool is the worker's own."""
+    """Commands and files, what the configuration adds to them; the status tool is the worker's own."""
 
     def show(stream: str, line: str) -> None:
         parts.events.emit(
@@ -85,8 +87,20 @@ def worker_tools(parts: AgentParts, node: Node) -> tuple[Tool, ...]:
             line=line,
         )
 
-    return (
+    tools: list[Tool] = [
         ShellTool(containment=parts.containment, on_output=show),
         ExecTool(containment=parts.containment, on_output=show),
         FileTool(containment=parts.containment),
-    )
+    ]
+    if _search_service(parts) is not None:
+        tools.append(WebSearch(fetcher=parts.fetcher, service=lambda: _search_service(parts)))
+    if parts.skills.skills:
+        tools.append(ReadSkill(parts.skills))
+    return tuple(tools)
+
+
+def _search_service(parts: AgentParts) -> SearchService | None:
+    settings = parts.settings()
+    if settings.brave_search_key is None:
+        return None
+    return SearchService(settings.brave_search_key.get_secret_value(), settings.brave_search_url)

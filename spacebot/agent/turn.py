@@ -43,6 +43,7 @@ from spacebot.messaging.codec import Extra, to_json
 from spacebot.messaging.messages import OutboundFile, OutboundKind, Rich
 from spacebot.tools.channel import React, Reply, Skip, check_outgoing, content_of, is_tool_syntax
 from spacebot.tools.contract import Tool
+from spacebot.tools.cron import Cron
 from spacebot.tools.delegation import Branch, Cancel, ChannelHandle, Route, SpawnWorker
 from spacebot.tools.rich import RichReply, SendFile
 from spacebot.tools.rooms import SendElsewhere
@@ -259,6 +260,7 @@ class Turn:
             tools.append(
                 SendFile(self, containment=self._parts.containment, outgoing=outgoing, max_bytes=traits.max_file_bytes)
             )
+        tools.append(Cron(self._parts.schedules.desk(self._channel_id, self._provenance)))
         if self._elsewhere:
             tools.append(SendElsewhere(self))
         return {tool.name: tool for tool in tools}
@@ -302,7 +304,10 @@ class Turn:
 
     async def _volatile_for_channel(self) -> dict[str, str]:
         """Values for templates of the owner's that mention them; ours keep the system prompt free of them."""
-        values = {"workspace_dir": str(self._parts.paths.workspace)}
+        values = {
+            "workspace_dir": str(self._parts.paths.workspace),
+            "skills_prompt": self._parts.skills_prompt("fragments/skills_channel"),
+        }
         prompts = self._parts.prompts
         if prompts.uses("CHANNEL", "current_time"):
             values["current_time"] = format_local(self._parts.clock.now(), self._parts.zone)

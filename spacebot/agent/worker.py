@@ -60,6 +60,7 @@ class Worker:
         *,
         tools: Sequence[Tool],
         fork: Sequence[ModelMessage] = (),
+        brief: str | None = None,
         publish: Callable[[Outcome], Awaitable[None]],
         changed: Callable[["Worker"], None],
     ) -> None:
@@ -67,6 +68,7 @@ class Worker:
 
         Args:
             fork: the conversation, when the owner's configuration gives workers the conversation.
+            brief: what it reads first instead of the bare task.
             publish: commits a finished piece of work of a worker that lives on, and tells the channel.
             changed: called when status or state changed.
         """
@@ -86,6 +88,7 @@ class Worker:
             workspace_dir=str(parts.paths.workspace),
             containment=parts.containment.describe(),
             is_interactive=run.is_interactive,
+            skills_prompt=parts.skills_prompt("fragments/skills_worker"),
             current_time=format_local(parts.clock.now(), parts.zone),
         )
         self._engine_parts = {
@@ -101,7 +104,7 @@ class Worker:
             "task_type": run.task_type,
         }
         if not self._messages:
-            self._messages = [*fork, ModelMessage.user(run.task)]
+            self._messages = [*fork, ModelMessage.user(brief or run.task)]
 
     @property
     def run_row(self) -> WorkerRun:

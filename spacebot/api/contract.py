@@ -12,6 +12,8 @@ from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import ForgottenPerson, Traces
 from spacebot.agent.ingestion import Ingestion
 from spacebot.agent.profile import Profile
+from spacebot.agent.scheduled import Schedules
+from spacebot.agent.skill_desk import SkillDesk
 from spacebot.base.ids import AgentId
 from spacebot.config.edit import ConfigEditor
 from spacebot.config.model import Config
@@ -107,6 +109,16 @@ class AgentHandle(Protocol):
 
     async def forget_person(self, person: str, *, reason: str) -> ForgottenPerson:
         """Erase everything of a person (platform:user). Errors: RefusedError, StorageError."""
+        ...
+
+    @property
+    def schedules(self) -> Schedules:
+        """What it does by itself, at set times."""
+        ...
+
+    @property
+    def skill_desk(self) -> SkillDesk:
+        """The recipes that its workers know, for its owner."""
         ...
 
     @property

@@ -25,8 +25,10 @@ import trio
 from spacebot import __version__
 from spacebot.api.contract import AgentHandle, Program
 from spacebot.api.cortex import agent_states
+from spacebot.api.cron import answer_cron
 from spacebot.api.memory_control import OPERATIONS, Operation, spooled
 from spacebot.api.messaging_control import answer_messaging, messaging_status
+from spacebot.api.secret_control import refresh_secrets
 from spacebot.api.sessions import PLATFORM, SessionStream, conversation_of, open_session_stream, process_object
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.control_address import check_address, control_address
@@ -37,6 +39,7 @@ from spacebot.base.tree import NodeKind, Tree
 from spacebot.config.store import ConfigStore, ReloadReport
 from spacebot.conversations.records import Fate, LedgerState
 from spacebot.messaging.messages import Author, InboundMessage
+from spacebot.storage.live_secrets import LiveSecrets
 
 log = logging.getLogger(__name__)
 
@@ -258,6 +261,7 @@ def control_commands(
     tree: Tree,
     events: EventBus,
     store: ConfigStore,
+    secrets: LiveSecrets,
     run_id: str,
     started_at: float,
     urls: Sequence[str],
@@ -270,11 +274,12 @@ def control_commands(
         started_at: on the monotonic clock, in seconds.
         urls: where the web chat answers.
     """
-    handlers = _Commands(program, tree, events, store, run_id, started_at, tuple(urls), clock or Clock())
+    handlers = _Commands(program, tree, events, store, secrets, run_id, started_at, tuple(urls), clock or Clock())
     return {
         "status": Command(handlers.status),
         "state": Command(handlers.state),
         "messaging": Command(handlers.messaging),
+        "cron": Command(handlers.cron),
         "shutdown": Command(handlers.shutdown),
         "restart": Command(handlers.restart),
         "top": Command(handlers.top),
@@ -283,6 +288,7 @@ def control_commands(
         "recent": Command(handlers.recent),
         "prompts_reload": Command(handlers.prompts_reload),
         "config_reload": Command(handlers.config_reload),
+        "secrets_reload": Command(handlers.secrets_reload),
         "send": Command(handlers.send),
         "chat": Command(handlers.chat, is_stream=True),
         "subscribe": Command(handlers.chat, is_stream=True),
@@ -297,6 +303,7 @@ class _Commands:
         tree: Tree,
         events: EventBus,
         store: ConfigStore,
+        secrets: LiveSecrets,
         run_id: str,
         started_at: float,
         urls: tuple[str, ...],
@@ -306,6 +313,7 @@ class _Commands:
         self._tree = tree
         self._events = events
         self._store = store
+        self._secrets = secrets
         self._run_id = run_id
         self._started = started_at
         self._urls = urls
@@ -334,6 +342,9 @@ class _Commands:
 
     async def messaging(self, request: JsonObject, reply: Reply) -> None:
         await answer_messaging(self._program, request, reply.send)
+
+    async def cron(self, request: JsonObject, reply: Reply) -> None:
+        await answer_cron(self._agent(request), request, reply.send)
 
     async def shutdown(self, request: JsonObject, reply: Reply) -> None:
         await _try_send(reply, "ok", run_id=self._run_id)
@@ -393,6 +404,10 @@ class _Commands:
             warnings=list(report.warnings),
             requires_restart=list(report.requires_restart),
         )
+
+    async def secrets_reload(self, request: JsonObject, reply: Reply) -> None:
+        await refresh_secrets(self._secrets, request)
+        await self.config_reload(request, reply)
 
     async def send(self, request: JsonObject, reply: Reply) -> None:
         agent, session = self._agent(request), self._session(request)

@@ -33,12 +33,14 @@ from spacebot.api.channels import ChannelRoutes
 from spacebot.api.contract import Program
 from spacebot.api.cortex import CortexRoutes
 from spacebot.api.cortex_chat import CortexChatRoutes
+from spacebot.api.cron import CronRoutes
 from spacebot.api.ingestion import IngestionRoutes
 from spacebot.api.memories import MemoryRoutes
 from spacebot.api.pages import PageRoutes, read_files
 from spacebot.api.requests import Api, status_code
 from spacebot.api.rim import Rim, Tickets
 from spacebot.api.setup import SetupRoutes
+from spacebot.api.skills import SkillRoutes
 from spacebot.api.streams import KEEP_ALIVE_S, Streams
 from spacebot.api.system import SystemRoutes
 from spacebot.api.webchat import WebchatRoutes
@@ -189,6 +191,8 @@ def build_app(
             *ChannelRoutes(api).routes(),
             *MemoryRoutes(api).routes(),
             *IngestionRoutes(api).routes(),
+            *SkillRoutes(api).routes(),
+            *CronRoutes(api).routes(),
             *CortexRoutes(api).routes(),
             *CortexChatRoutes(api).routes(),
             *SetupRoutes(api).routes(),

@@ -42,6 +42,7 @@ class EventKind(StrEnum):
     COMPACTION_COMPLETED = "compaction_completed"
     INGESTION_PROGRESS = "ingestion_progress"
     CORTEX_EVENT = "cortex_event"
+    CRON_RUN = "cron_run"  # a schedule's run began or ended
     CONFIG_RELOADED = "config_reloaded"
     ADAPTER_STATE = "adapter_state"
     DELIVERED = "delivered"  # a message reached its platform

@@ -52,6 +52,21 @@ class Fetched:
     final_url_host: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a service said, whatever its status.
+
+    Args:
+        headers: names in lower case.
+        host: who said it.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    host: str
+
+
 class Fetcher:
     """Fetches and posts; made by `open_fetcher`."""
 
@@ -114,6 +129,33 @@ class Fetcher:
                 kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
                 return Fetched(response.status_code, kind, size, place.host)
         raise RefusedError(f"more than {MAX_REDIRECTS} redirects; give the address of the file itself")
+
+    async def get(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] = {},
+        may_be_private: bool = False,
+        max_bytes: int,
+        timeout_s: float = POST_S,
+    ) -> Answer:
+        """Ask a service and take its answer into memory, whatever the status; redirects are not followed.
+
+        Args:
+            may_be_private: the owner named the address.
+            max_bytes: of the answer, uncompressed; a longer one is refused.
+
+        Errors: as for `download`.
+        """
+        try:
+            with trio.fail_after(timeout_s):
+                place = await resolve_public(url, allow_private=may_be_private)
+                async with self._answer("GET", url, place, headers, None) as response:
+                    body = await _hold(response, place.host, max_bytes)
+                    said = {name.lower(): value for name, value in response.headers.items()}
+                    return Answer(response.status_code, said, body, place.host)
+        except trio.TooSlowError as error:
+            raise ExternalError(f"no answer within {timeout_s:.0f} seconds") from error
 
     async def post(
         self,
@@ -284,6 +326,22 @@ async def _skip(response: httpx2.Response) -> None:
 
     with suppress(RefusedError):
         await _read(response, take)
+
+
+async def _hold(response: httpx2.Response, host: str, max_bytes: int) -> bytes:
+    """The content of an answer that is known to be small."""
+    unpack = _unpacker(response, host)
+    held = bytearray()
+
+    async def take(piece: bytes) -> None:
+        for part in unpack(piece):
+            held.extend(part)
+            if len(held) > max_bytes:
+                raise RefusedError(_too_large(max_bytes))
+
+    await _read(response, take)
+    await take(b"")
+    return bytes(held)
 
 
 async def _save(response: httpx2.Response, host: str, path: Path, max_bytes: int) -> int:

@@ -70,6 +70,11 @@ class InstancePaths:
         return self.root / "prompts"
 
     @property
+    def skills(self) -> Path:
+        """Skills for all agents."""
+        return self.root / "skills"
+
+    @property
     def tools_bin(self) -> Path:
         return self.root / "tools" / "bin"
 
@@ -85,7 +90,7 @@ class InstancePaths:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for folder in (self.logs, self.tools_bin, self.prompts):
+            for folder in (self.logs, self.tools_bin, self.prompts, self.skills):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
@@ -119,6 +124,11 @@ class AgentPaths:
         return self.workspace / "ingest"
 
     @property
+    def skills(self) -> Path:
+        """Skills of this agent alone; its workers can read them and not write."""
+        return self.workspace / "skills"
+
+    @property
     def outgoing(self) -> Path:
         """Copies of files that wait to be sent."""
         return self.data / "outgoing"
@@ -141,6 +151,8 @@ class AgentPaths:
                 folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):  # whatever stands in its place is reported by who reads it
                 self.ingest.mkdir(exist_ok=True)  # before any worker can make one of its own
+            with suppress(FileExistsError):
+                self.skills.mkdir(exist_ok=True)  # likewise
         except OSError as error:
             raise ConfigError(
                 f"cannot make the agent's folder {str(error.filename or self.root)!r} ({error.strerror}); "

@@ -1,20 +1,28 @@
 """Secret shapes: find them, scrub them, hold back what may be the start of one in a stream.
 
-Two nets: the literal secrets of this instance (strongest, registered when the configuration is
-read), and the shapes of well-known keys, also in URL, base64 and hex coding (process spec 17.2).
+Two nets: the literal secrets of this instance (strongest, registered when the configuration and the secret store
+are read) with every form they may be written in, and the shapes of well-known keys, also in URL, base64 and hex
+coding (process spec 17.2).
 
-Floor: base
+Floor:   base
+Source:  tools spec 14.1 and 14.2
 """
 
 import base64
 import binascii
+import html
+import json
 import re
-from urllib.parse import unquote
+import threading
+from collections.abc import Iterable, Iterator
+from urllib.parse import quote, quote_plus, unquote
 
 MASK = "[secret removed]"
 MIN_LITERAL = 8  # shorter configured values are too common in ordinary text to be searched for
 LONGEST = 256  # characters of the longest usual key
-HELD_BACK = 4096  # characters a stream holds back, at most, while it may be inside a key or an encoded one
+HELD_BACK = 4096  # characters a stream holds back while it may be inside a key; more for a longer configured one
+LEAST_FORM = 4  # characters of an encoded secret that a stream may show: hardly two of the secret's own
+ALIGNED = 4096  # characters of a run up to which it is decoded from each of four places
 
 _SHAPES: dict[str, re.Pattern[str]] = {
     "private key": re.compile(
@@ -31,8 +39,10 @@ _SHAPES: dict[str, re.Pattern[str]] = {
     "search key": re.compile(r"\bBSA[A-Za-z0-9_-]{20,}"),
     "aws key": re.compile(r"\bAKIA[A-Z0-9]{16}\b"),
 }
-_ENCODED = re.compile(r"[A-Za-z0-9+/_-]{32,}={0,2}")
+_ENCODED = re.compile(r"[A-Za-z0-9+/_-]{24,}={0,2}")
 _HEX = re.compile(r"\b[0-9a-fA-F]{40,}\b")
+# Programs break long codes into lines of 60, 64 or 76 characters. Looked for at the beginning of a run only.
+_WRAPPED = re.compile(r"(?<![A-Za-z0-9+/_-])(?:[A-Za-z0-9+/_-]{40,}\r?\n)+[A-Za-z0-9+/_-]+={0,2}")
 _LEADS = (
     "sk-",
     "ghp_",
@@ -53,75 +63,217 @@ _OPEN = re.compile(
     r"sk-|gh[pousr]_|github_pat_|AIza|xox|xapp|BSA|AKIA|\d{8,10}:|\b[MN][A-Za-z0-9_-]{9}|[A-Za-z0-9+/_%=.-]{24}"
 )
 
-_literals: set[str] = set()
+_RUN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_")
+_PERCENT = re.compile(r"%[0-9A-F]{2}")
+
+
+class _Known:
+    """The secrets of this instance, and the forms in which they may appear; each longest first.
+
+    The tuples are replaced, never changed: threads register while the loop reads.
+    """
+
+    def __init__(self, values: Iterable[str] = ()) -> None:
+        self._lock = threading.Lock()
+        self.values: tuple[str, ...] = ()
+        self.forms: tuple[str, ...] = ()  # of whole values
+        self.cores: tuple[str, ...] = ()  # what base64 makes of a value, without the characters its neighbours share
+        self.longest = 0
+        for value in values:
+            self.add(value)
+
+    def add(self, value: str) -> None:
+        with self._lock:
+            if value in self.values:
+                return
+            forms, cores = _forms_of(value), _cores_of(value)
+            self.longest = max(self.longest, *map(len, (value, *forms, *cores)))
+            self.forms = _longest_first({*self.forms, *forms})
+            self.cores = _longest_first({*self.cores, *cores})
+            self.values = _longest_first({*self.values, value})
+
+
+def _longest_first(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(values, key=lambda value: (-len(value), value)))
+
+
+def _forms_of(value: str) -> set[str]:
+    """A value as it is written in URLs, in JSON, in JSON inside of JSON, in HTML, and as hexadecimal digits."""
+    raw = value.encode(errors="surrogatepass")
+    found = {raw.hex(), raw.hex().upper()}
+    for coded in (quote(raw, safe=""), quote(raw), quote_plus(raw)):
+        found |= {coded, _PERCENT.sub(lambda match: match.group().lower(), coded)}
+    for plain in (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+        found |= {plain, plain.replace("/", r"\/"), json.dumps(plain)[1:-1]}
+    found |= {html.escape(value), html.escape(value, quote=False)}
+    return found - {value}
+
+
+def _cores_of(value: str) -> set[str]:
+    """The base64 characters that are the same whatever stands before and behind a value, for each alignment."""
+    raw, found = value.encode(errors="surrogatepass"), set()
+    for offset in range(3):
+        first, last = -(-offset * 8 // 6), (offset + len(raw)) * 8 // 6
+        for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
+            found.add(alphabet(b"\0" * offset + raw).decode()[first:last])
+    return found
+
+
+_known = _Known()
 
 
 def register_secret(value: str) -> None:
-    """Remember a configured secret, so that it is scrubbed wherever it appears.
+    """Remember a configured secret, so that it is scrubbed wherever it appears, in any usual coding.
 
-    The set lives as long as the program and only grows: an old key is still a secret after a reload.
+    What is known lives as long as the program and only grows: an old key is still a secret after a reload. May be
+    called from any thread.
     """
     if len(value) >= MIN_LITERAL:
-        _literals.add(value)
+        _known.add(value)
 
 
 def find_secret(text: str) -> str | None:
     """Name the kind of secret that a text holds, also when it is URL, base64 or hex coded; None when clean."""
-    for literal in _literals:
-        if literal in text:
-            return "configured secret"
     if kind := _plain(text):
         return kind
+    if _has_form(text) or any(_wrapped_end(match) for match in _WRAPPED.finditer(text)):
+        return "encoded configured secret"
     if "%" in text and (kind := _plain(unquote(text))):
         return kind
-    for match in _ENCODED.finditer(text):
-        raw = match.group()
-        try:
-            decoded = base64.b64decode(
-                raw + "=" * (-len(raw) % 4), altchars=b"-_" if "-" in raw or "_" in raw else None
-            )
-        except (binascii.Error, ValueError):
-            continue
-        if kind := _plain(decoded.decode("latin-1")):
-            return f"encoded {kind}"
-    for match in _HEX.finditer(text):
-        raw = match.group()
-        if kind := _plain(bytes.fromhex(raw[: len(raw) // 2 * 2]).decode("latin-1")):
+    for match in (*_ENCODED.finditer(text), *_HEX.finditer(text)):
+        if kind := _inside(match.group()):
             return f"encoded {kind}"
     return None
 
 
+def _has_form(text: str) -> bool:
+    return any(form in text for form in (*_known.forms, *_known.cores))
+
+
+def _wrapped_end(match: re.Match[str]) -> int:
+    """How much of some lines is the code of a secret; 0 when none is. All lines but the last are equally long."""
+    lines = match.group().splitlines(keepends=True)
+    widths = [len(line.rstrip()) for line in lines]
+    full = next((i for i, width in enumerate(widths) if width != widths[0]), len(lines))
+    for count in (full + 1, full):  # the next line may be the code's last, or a word of the text
+        run = "".join(line.rstrip() for line in lines[:count])
+        if count <= len(lines) and (_has_form(run) or _inside(run)):
+            return len("".join(lines[:count]).rstrip())
+    return 0
+
+
 def _plain(text: str) -> str | None:
-    for literal in _literals:
-        if literal in text:
-            return "configured secret"
+    if any(value in text for value in _known.values):
+        return "configured secret"
     return next((kind for kind, shape in _SHAPES.items() if shape.search(text)), None)
 
 
+def _inside(run: str) -> str | None:
+    """The kind of secret that a run of base64 or hex holds."""
+    return next((kind for decoded in _decoded(run) if (kind := _plain(decoded))), None)
+
+
+def _decoded(run: str) -> Iterator[str]:
+    """What a run may stand for. The words around a code can belong to its alphabet, so its start is not known."""
+    if _HEX.fullmatch(run):
+        yield bytes.fromhex(run[: len(run) // 2 * 2]).decode("latin-1")
+    altchars = b"-_" if "-" in run or "_" in run else None
+    for start in range(4 if len(run) <= ALIGNED else 1):
+        part = run[start:].rstrip("=")
+        part = part[:-1] if len(part) % 4 == 1 else part
+        try:
+            yield base64.b64decode(part + "=" * (-len(part) % 4), altchars=altchars).decode("latin-1")
+        except (binascii.Error, ValueError):
+            continue
+
+
 def scrub(text: str) -> str:
-    """Replace every plain secret in a text by a mask."""
-    for literal in _literals:
-        if literal in text:
-            text = text.replace(literal, MASK)
+    """Replace every secret in a text by a mask: plain ones, and coded ones with the whole code they stand in."""
+    for value in (*_known.values, *_known.forms):
+        if value in text:
+            text = text.replace(value, MASK)
+    for core in _known.cores:
+        if core in text:
+            text = _mask_core(text, core)
     for shape in _SHAPES.values():
         text = shape.sub(MASK, text)
+    text = _WRAPPED.sub(_mask_wrapped, text)
+    text = _ENCODED.sub(_mask_coded, text)
+    text = _HEX.sub(_mask_coded, text)
+    if "%" in text:
+        text = re.sub(r"\S+", _mask_quoted, text)
     return text
+
+
+def _mask_coded(match: re.Match[str]) -> str:
+    return MASK if _inside(match.group()) else match.group()
+
+
+def _mask_wrapped(match: re.Match[str]) -> str:
+    end = _wrapped_end(match)
+    return MASK + match.group()[end:] if end else match.group()
+
+
+def _mask_quoted(match: re.Match[str]) -> str:
+    word = match.group()
+    return MASK if "%" in word and _plain(unquote(word)) else word
+
+
+def _mask_core(text: str, core: str) -> str:
+    """Mask every place of a core, and the neighbours that hold the rest of its first and last characters."""
+    shown, position = [], 0
+    while (found := text.find(core, position)) >= 0:
+        start, end = found, found + len(core)
+        while start > max(position, found - 2) and text[start - 1] in _RUN:
+            start -= 1
+        while end < min(len(text), found + len(core) + 2) and text[end] in _RUN:
+            end += 1
+        while end < len(text) and text[end] == "=":
+            end += 1
+        shown += [text[position:start], MASK]
+        position = end
+    return "".join([*shown, text[position:]])
 
 
 def safe_length(text: str) -> int:
     """How much of a growing text may be shown now: up to the last place where a secret could be starting.
 
-    The rest is held back until more text shows that it is harmless; at most `HELD_BACK` characters.
+    The rest is held back until more text shows that it is harmless; at most `HELD_BACK` characters, or as many as
+    the longest configured secret has.
     """
-    start = max(0, len(text) - HELD_BACK)
+    start = max(0, len(text) - max(HELD_BACK, _known.longest))
     tail = text[start:]
     cut = len(tail)
     word = max(tail.rfind(blank) for blank in " \n\t") + 1
     if match := _OPEN.search(tail, word):
         cut = match.start()
-    for lead in (*_LEADS, *_literals):
-        for size in range(min(len(lead) - 1, len(tail)), 0, -1):
-            if tail.endswith(lead[:size]):
-                cut = min(cut, len(tail) - size)
-                break
-    return start + cut
+    for lead in (*_LEADS, *_known.values):
+        cut = min(cut, _beginning(tail, lead, 1))
+    for form in (*_known.forms, *_known.cores):
+        cut = min(cut, _beginning(tail, form, LEAST_FORM))
+    return start + _before_secrets(tail, cut)
+
+
+def _before_secrets(tail: str, cut: int) -> int:
+    """Move a cut that goes through a whole secret before it: what begins there may be that secret's own end."""
+    last = len(tail) + 1
+    while cut < last:
+        last = cut
+        for secret in (*_known.values, *_known.forms, *_known.cores):
+            found = tail.find(secret, max(0, cut - len(secret) + 1), cut + len(secret) - 1)
+            cut = min(cut, found) if found >= 0 else cut
+    return cut
+
+
+def _beginning(tail: str, secret: str, least: int) -> int:
+    """Where the first characters of a secret, `least` of them or more, end a text; the text's length if they do not."""
+    anchor = secret[:8]
+    found = tail.find(anchor, max(0, len(tail) - len(secret) + 1))
+    while found >= 0:
+        if secret.startswith(tail[found:]):
+            return found
+        found = tail.find(anchor, found + 1)
+    for size in range(min(len(anchor), len(secret)) - 1, least - 1, -1):
+        if tail.endswith(anchor[:size]):
+            return len(tail) - size
+    return len(tail)

@@ -7,6 +7,7 @@ import sys
 
 from spacebot.base.errors import ModelRejectedError
 from spacebot.base.paths import InstancePaths
+from spacebot.cli.secret import open_secrets
 from spacebot.config.load import DEMO, load_config
 from spacebot.config.model import Config
 from spacebot.llm.messages import ProcessKind
@@ -18,8 +19,9 @@ def check_config(paths: InstancePaths) -> int:
 
     Errors: ConfigError with all problems.
     """
-    loaded = load_config(paths.config)
-    for warning in loaded.warnings:
+    secrets = open_secrets(paths)
+    loaded = load_config(paths.config, resolve_secret=secrets.resolve)
+    for warning in (*secrets.warnings, *loaded.warnings):
         print(f"warning: {warning}", file=sys.stderr)
     config = loaded.config
     providers = [name for name in config.llm.provider if name != DEMO]

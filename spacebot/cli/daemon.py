@@ -24,6 +24,7 @@ from spacebot.base.errors import RefusedError, SpacebotError
 from spacebot.base.paths import InstancePaths
 from spacebot.cli.client import NoDaemonError, ask
 from spacebot.cli.liveness import Daemon, find_daemon, hold_instance, lock_holder
+from spacebot.cli.secret import PASSPHRASE_VARIABLE, ask_for_start, hand_over, open_secrets
 
 if TYPE_CHECKING:
     from spacebot.cli.serve import AppMain
@@ -59,6 +60,7 @@ def start(paths: InstancePaths, program: Program, *, foreground: bool, debug: bo
         return run_program(paths, program, is_background=True, debug=debug, report=_no_report)
     if (running := find_daemon(paths)) is not None:
         raise RefusedError(f"spacebot is already running (pid {running.pid or 'unknown'})")
+    ask_for_start(paths)
     if foreground or marker is not None:
         return run_program(paths, program, is_background=False, debug=debug, report=_print_report)
     return _start_in_background(paths, program, debug=debug)
@@ -133,18 +135,21 @@ def run_program(
         from spacebot.config.store import ConfigStore
 
         set_up_logging(paths.logs, debug=debug, console=not is_background)
-        store = ConfigStore.open(paths.config)
-        for warning in store.warnings:
+        secrets = open_secrets(paths)
+        store = ConfigStore.open(paths.config, resolve_secret=secrets.resolve)
+        warnings = [*secrets.warnings, *store.warnings]
+        for warning in warnings:
             logging.getLogger(__name__).warning("configuration", extra=kv(warning=warning))
 
         def on_ready(urls: Sequence[str], model_label: str) -> None:
             report(
                 {"ready": True, "pid": os.getpid(), "urls": list(urls), "model": model_label}
-                | {"warnings": list(store.warnings), "config": str(paths.config)}
+                | {"warnings": warnings, "config": str(paths.config)}
             )
 
-        code = serve(program.load_app(), paths, store, debug=debug, on_ready=on_ready)
+        code = serve(program.load_app(), paths, store, secrets, debug=debug, on_ready=on_ready)
     if code == EXIT_RESTART:
+        hand_over(secrets.passphrase)
         _execute_again(paths, program, is_background=is_background, debug=debug)
     return code
 
@@ -299,8 +304,12 @@ def _print_what_runs(paths: InstancePaths) -> None:
 def _check_config(paths: InstancePaths, daemon: Daemon) -> None:
     from spacebot.config.load import load_config  # heavy, and only needed here
 
+    ask_for_start(paths)
+    secrets = open_secrets(paths)
+    if secrets.passphrase is not None:
+        os.environ[PASSPHRASE_VARIABLE] = secrets.passphrase  # for the start that follows
     try:
-        load_config(paths.config)
+        load_config(paths.config, resolve_secret=secrets.resolve)
     except SpacebotError as error:
         raise RefusedError(
             f"{error}\nspacebot (pid {daemon.pid}) goes on with the configuration that it has"

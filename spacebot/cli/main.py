@@ -54,9 +54,30 @@ Memory (while it runs or not; each with --json and --agent ID)
   memory rebuild        make the search tables anew
   memory maintain       let fade, prune and merge now [--dry-run]
 
+Skills (recipes for workers; a running program sees a change by itself; each with --agent ID or --instance)
+  skill add SOURCE      install from owner/repo, owner/repo/skill, a folder ./path or a .skill file
+                        --list shows what is there, --replace overwrites what came from elsewhere
+  skill list            what is installed [--json]
+  skill info NAME       where a skill comes from, whether it was changed, how it begins
+  skill remove NAME     delete a skill
+  skill search WORDS    look into the registry of public skills [--json]
+
+Schedules (each with --json and --agent ID)
+  cron list             every schedule: when it is due next, how the last run went
+  cron add ID PROMPT    make one: --cron "0 9 * * 1-5" or --every SECONDS [--timezone NAME] [--to TARGET] [--once]
+  cron run ID           run it now; also cron enable ID, cron disable ID, cron rm ID
+  cron history [ID]     the newest runs and what came of them [-n N]
+
 Platforms
   messaging status      every connection: is it up, as whom, since when, the last problem [--json]
   messaging test NAME   ask a platform whether all is well; with TARGET TEXT send a message there [--json]
+
+Keys (stored encrypted; the configuration names them as secret:NAME)
+  secret set NAME       store a value, typed unseen or from standard input [--system|--tool: workers' commands get it]
+  secret list           all names, never a value [--json]
+  secret rm NAME        remove one
+  secret rotate         encrypt everything with a new key [--passphrase|--key-file]
+  secret unlock         give a running program the passphrase
 
 Files
   config check          read the configuration and say what is wrong with it
@@ -153,8 +174,11 @@ def _parse(words: Sequence[str]) -> "Namespace":
 def _parser() -> "ArgumentParser":
     from argparse import SUPPRESS, ArgumentParser
 
+    from spacebot.cli.cron import add_cron_commands
     from spacebot.cli.memory import add_memory_commands
     from spacebot.cli.messaging import add_messaging_commands
+    from spacebot.cli.secret import add_secret_commands
+    from spacebot.cli.skill import add_skill_commands
 
     class Parser(ArgumentParser):
         def format_help(self) -> str:
@@ -195,10 +219,15 @@ def _parser() -> "ArgumentParser":
     add_memory_commands(
         add("memory", _memory, "What an agent knows."), lambda *words: add(words[0], _memory, *words[1:])
     )
+    add_cron_commands(add("cron", _cron, "Schedules."), lambda *words: add(words[0], _cron, *words[1:]))
     add_messaging_commands(
         add("messaging", _messaging, "The connections to platforms."),
         lambda *words: add(words[0], _messaging, *words[1:]),
     )
+    add_secret_commands(
+        add("secret", _secret, "Keys, stored encrypted."), lambda *words: add(words[0], _secret, *words[1:])
+    )
+    add_skill_commands(add("skill", _skill, "Recipes for workers."), lambda *words: add(words[0], _skill, *words[1:]))
     group = add("config", _config_check, "The configuration file.").add_subparsers(metavar="check", required=True)
     add("check", _config_check, "Read the file and say what is wrong with it.", group)
     group = add("prompts", _prompts_reload, "Prompt templates.").add_subparsers(metavar="reload", required=True)
@@ -266,12 +295,30 @@ def _memory(paths: "InstancePaths", program: "Program", options: "Namespace") ->
     return run_memory(paths, options)
 
 
+def _cron(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.cron import run_cron
+
+    return run_cron(paths, options)
+
+
 def _messaging(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
     from spacebot.cli.messaging import show_messaging, try_adapter
 
     if options.adapter is None:
         return show_messaging(paths, as_json=options.json)
     return try_adapter(paths, options.adapter, options.target, " ".join(options.text), as_json=options.json)
+
+
+def _secret(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.secret import run_secret
+
+    return run_secret(paths, options)
+
+
+def _skill(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.skill import run_skill
+
+    return run_skill(paths, options)
 
 
 def _config_check(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:

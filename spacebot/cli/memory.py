@@ -122,9 +122,10 @@ class _Door:
         return known or [config.default_agent.id]
 
     def _config(self) -> "Config":
+        from spacebot.cli.secret import open_secrets
         from spacebot.config.load import load_config  # heavy, and only needed here
 
-        return load_config(self.paths.config).config
+        return load_config(self.paths.config, resolve_secret=open_secrets(self.paths).resolve).config
 
     def stream(
         self, command: str, take: Callable[[Answer], None], *, file: BinaryIO | None = None, **fields: Any

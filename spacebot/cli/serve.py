@@ -23,6 +23,7 @@ from spacebot.base.notify import Notifier
 from spacebot.base.paths import InstancePaths
 from spacebot.base.telemetry import kv
 from spacebot.config.store import ConfigStore
+from spacebot.storage.live_secrets import LiveSecrets
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,13 @@ class AppMain(Protocol):
     """`spacebot.app.main`: runs until it is asked to stop; returns the exit code, or `EXIT_RESTART`."""
 
     def __call__(
-        self, paths: InstancePaths, store: ConfigStore, *, on_ready: Callable[[ReadyInfo], None], debug: bool
+        self,
+        paths: InstancePaths,
+        store: ConfigStore,
+        secrets: LiveSecrets,
+        *,
+        on_ready: Callable[[ReadyInfo], None],
+        debug: bool,
     ) -> Awaitable[int]: ...
 
 
@@ -57,6 +64,7 @@ def serve(
     app_main: AppMain,
     paths: InstancePaths,
     store: ConfigStore,
+    secrets: LiveSecrets,
     *,
     debug: bool,
     on_ready: Callable[[Sequence[str], str], None],
@@ -65,7 +73,7 @@ def serve(
 
     Errors: SpacebotError when it cannot start.
     """
-    return trio.run(_Server(app_main, paths, store, debug, on_ready).run)
+    return trio.run(_Server(app_main, paths, store, secrets, debug, on_ready).run)
 
 
 class _Server:
@@ -74,12 +82,14 @@ class _Server:
         app_main: AppMain,
         paths: InstancePaths,
         store: ConfigStore,
+        secrets: LiveSecrets,
         debug: bool,
         on_ready: Callable[[Sequence[str], str], None],
     ) -> None:
         self._app_main = app_main
         self._paths = paths
         self._store = store
+        self._secrets = secrets
         self._debug = debug
         self._on_ready = on_ready
         self._notifier = Notifier.from_environment(os.environ)
@@ -96,7 +106,7 @@ class _Server:
             try:
                 with self._scope:
                     self._code = await self._app_main(
-                        self._paths, self._store, on_ready=self._note_ready, debug=self._debug
+                        self._paths, self._store, self._secrets, on_ready=self._note_ready, debug=self._debug
                     )
             except Exception as error:  # out of the nursery as itself, not in a group
                 failure = _only(error)

@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from spacebot.base.clock import parse_zone
 from spacebot.base.errors import ConfigError
 from spacebot.base.redaction import register_secret
 from spacebot.config.load_messaging import read_bindings, read_messaging
@@ -42,7 +43,7 @@ MAX_FILE_BYTES = 4_000_000  # a configuration is kilobytes; more is a mistaken p
 
 # Tables and keys that belong to the file's format and have no effect yet.
 _UNUSED_TOP = frozenset({"mcp_servers", "telemetry"})
-_UNUSED_AGENT = frozenset({"browser", "opencode", "mcp", "permissions", "brave_search_key", "routing_profile"})
+_UNUSED_AGENT = frozenset({"browser", "opencode", "mcp", "permissions", "routing_profile"})
 _UNUSED_LLM = frozenset({"kilo_key", "opencode_go_key", "minimax_cn_key", "github_copilot_key"})
 _UNUSED_ROUTING = frozenset({"prompt_routing"}) | {
     f"{process}_thinking_effort" for process in ("channel", "branch", "worker", "compactor", "cortex")
@@ -54,6 +55,7 @@ _ROLES_BY_VARIABLE = {  # the narrower variable wins: later entries overwrite ea
     "SPACEBOT_CHANNEL_MODEL": ("channel", "branch"),
     "SPACEBOT_WORKER_MODEL": ("worker", "compactor", "cortex"),
 }
+_SEARCH_KEYS = ("BRAVE_SEARCH_API_KEY", "BRAVE_API_KEY")  # the first that is set counts
 _PROVIDER_ID = re.compile(r"[^\s/]{1,64}")
 _TOML_PLACE = re.compile(r"^(?P<what>.*) \(at (?:line (?P<line>\d+), column \d+|end of document)\)$", re.DOTALL)
 
@@ -153,7 +155,7 @@ class _Reader(Reading):
         """`_known_keys` for a model's table and the tables inside it."""
         unused: frozenset[str] = frozenset()
         if issubclass(model, AgentSettings):
-            unused = _UNUSED_AGENT | ({"cron"} if model is AgentConfig else set())
+            unused = _UNUSED_AGENT
         elif model is RoutingConfig:
             unused = _UNUSED_ROUTING
         kept = self.known_keys(table, model.model_fields, unused, path)
@@ -264,7 +266,9 @@ class _Reader(Reading):
     def _read_agents(self, known: Table) -> list[AgentConfig]:
         defaults = self._table(known, "defaults", (), AgentSettings)
         routing = self._routing_from_environment()
-        base = merge({"routing": routing}, defaults) if routing else defaults
+        base = merge(({"routing": routing} if routing else {}) | self._search_from_environment(), defaults)
+        if zone := self._cron_zone_from_environment():
+            base = merge({"cron_timezone": zone}, base)
         self.validate(AgentSettings, base, ("defaults",))
         defaults_are_sound = self.is_sound
         entries = known.get("agents") or [{"id": "main", "default": True}]
@@ -283,12 +287,28 @@ class _Reader(Reading):
         self._check_agents(entries)
         return agents
 
+    def _cron_zone_from_environment(self) -> str | None:
+        zone = self.environ.get("SPACEBOT_CRON_TIMEZONE", "").strip()
+        try:
+            return zone if zone and parse_zone(zone) else None
+        except ConfigError as error:
+            self.warn(f"SPACEBOT_CRON_TIMEZONE is ignored: {error}")
+            return None
+
     def _routing_from_environment(self) -> Table:
         routing: Table = {}
         for variable, roles in _ROLES_BY_VARIABLE.items():
             if model := self.environ.get(variable):
                 routing.update(dict.fromkeys(roles, model))
         return routing
+
+    def _search_from_environment(self) -> Table:
+        """The key of the web search, for agents whose tables give none."""
+        key = next((key for name in _SEARCH_KEYS if (key := self.environ.get(name, "").strip())), None)
+        if key is None:
+            return {}
+        register_secret(key)
+        return {"brave_search_key": key}
 
     def _finish_agent(self, agent: AgentConfig, path: KeyPath) -> AgentConfig:
         """Make the workspace an absolute path."""

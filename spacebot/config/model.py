@@ -214,6 +214,53 @@ class WorkerConfig(Table):
     context: Literal["clean", "fork"] = "clean"  # fork: workers see the conversation
 
 
+class CronConfig(Table):
+    """`[[agents.cron]]`, `[[defaults.cron]]`: a job. The same record checks what people, models and programs send."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$")
+    prompt: str = Field(min_length=1, max_length=10_000)
+    interval_secs: int | None = Field(default=None, ge=60, le=366 * 86_400)  # an hour where nothing is said
+    cron_expr: str | None = Field(default=None, max_length=200)  # five fields; wins over the interval
+    timezone: str | None = None  # IANA name; None is the agent's
+    delivery_target: str = Field(default="home", min_length=1, max_length=300)  # home, or adapter:address
+    active_start_hour: int | None = Field(default=None, ge=0, le=23)
+    active_end_hour: int | None = Field(default=None, ge=0, le=23)  # may lie over midnight
+    enabled: bool = True
+    run_once: bool = False
+    timeout_secs: int = Field(default=120, ge=5, le=86_400)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_rhythm(cls, values: object) -> object:
+        if isinstance(values, dict):
+            if values.get("cron_expr") is not None:
+                return {**values, "interval_secs": None}
+            if values.get("interval_secs") is None:
+                return {**values, "interval_secs": 3600}
+        return values
+
+    @field_validator("cron_expr")
+    @classmethod
+    def _has_five_fields(cls, value: str | None) -> str | None:
+        if value is not None and len(value.split()) != 5:
+            raise ValueError("must have five fields: minute hour day month weekday, such as '0 9 * * 1-5'")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_zone(cls, value: str | None) -> str | None:
+        if value is not None:
+            with _as_value_error():
+                parse_zone(value)
+        return value
+
+    @model_validator(mode="after")
+    def _both_hours(self) -> Self:
+        if (self.active_start_hour is None) != (self.active_end_hour is None):
+            raise ValueError("active_start_hour and active_end_hour belong together; give both or neither")
+        return self
+
+
 class SandboxConfig(Table):
     """`[defaults.sandbox]`: containment of what workers run. Tools spec 15."""
 
@@ -240,7 +287,11 @@ class AgentSettings(Table):
     context_window: int = Field(default=128_000, ge=4000)  # tokens
     history_backfill_count: int = Field(default=50, ge=0, le=200)
     user_timezone: str | None = None  # IANA name; None is the machine's zone
+    cron_timezone: str | None = None  # of schedules; None is user_timezone
+    cron: tuple[CronConfig, ...] = ()
     worker_log_mode: WorkerLogMode = WorkerLogMode.ERRORS_ONLY
+    brave_search_key: SecretStr | None = None  # without one, workers have no web search
+    brave_search_url: str | None = None  # of a proxy, such as http://127.0.0.1:8080/res/v1/web/search
     routing: RoutingConfig = RoutingConfig()
     coalesce: CoalesceConfig = CoalesceConfig()
     compaction: CompactionConfig = CompactionConfig()
@@ -250,7 +301,17 @@ class AgentSettings(Table):
     worker: WorkerConfig = WorkerConfig()
     sandbox: SandboxConfig = SandboxConfig()
 
-    @field_validator("user_timezone")
+    _urls = field_validator("brave_search_url")(is_url)
+
+    @field_validator("cron")
+    @classmethod
+    def _ids_differ(cls, values: tuple[CronConfig, ...]) -> tuple[CronConfig, ...]:
+        ids = [job.id for job in values]
+        if repeated := sorted({job_id for job_id in ids if ids.count(job_id) > 1}):
+            raise ValueError(f"two jobs have the id {repeated[0]!r}; every job needs its own")
+        return values
+
+    @field_validator("user_timezone", "cron_timezone")
     @classmethod
     def _is_zone(cls, value: str | None) -> str | None:
         if value is not None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from spacebot.base.errors import ConfigError
+from spacebot.base.errors import ConfigError, SpacebotError
 from spacebot.base.redaction import register_secret
 from spacebot.config.model import AgentSettings, ApiConfig
 from spacebot.config.wording import brief, in_plain_words, quote
@@ -98,10 +98,13 @@ class Reading:
                 return found
             reason = f"environment variable {name} is not set"
         else:
-            if value := self._resolve_secret(name):
-                register_secret(value)
-                return value
             reason = f"the secret store has no {name!r}"
+            try:
+                if value := self._resolve_secret(name):
+                    register_secret(value)
+                    return value
+            except SpacebotError as error:  # locked, damaged, or not there: it says what to do
+                reason = str(error)
         if not quiet:
             self.unresolved[path] = reason
         return None

@@ -11,6 +11,7 @@ Source:  control spec 1.11
 
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 STEP_MS = 250  # the library looks at its queue this often; also the silence that ends a burst of events
 DEBOUNCE_MS = 2000  # longest burst; control spec 1.11
 RETRY_S = 30.0  # after the system refused to watch
+SKILL_FILE = "SKILL.md"
+SKILL_LEVELS = 4
+SKILL_FOLDERS = 1000  # watched at most: each costs one of the system's watches
+WATCHED_BYTES = 8_000_000  # of a file; a change behind that shows in its size or time of the next change
 EDITED = frozenset({".md", ".toml"})
 
 
@@ -137,6 +142,7 @@ class FileKind(StrEnum):
     CONFIG = "config"
     IDENTITY = "identity"
     PROMPT = "prompt"
+    SKILL = "skill"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,21 +163,23 @@ async def open_watcher(
     agent_ids: Callable[[], Iterable[str]],
     callbacks: Mapping[FileKind, OnChange],
     *,
+    skill_folders: Callable[[], Iterable[Path]] = tuple,
     step_ms: int = STEP_MS,
     debounce_ms: int = DEBOUNCE_MS,
 ) -> AsyncIterator[None]:
-    """Call back when `config.toml`, an identity file or a prompt template changes, while the block runs.
+    """Call back when `config.toml`, an identity file, a prompt template or a skill changes, while the block runs.
 
     Files and folders that appear later count too. What changed between entering the block and the first look is
     seen; what changed before is not. One callback runs at a time, with all changes of its kind since the last.
 
     Args:
         agent_ids: the agents whose folders are watched; asked again at each look.
+        skill_folders: what holds skills; asked again at each look.
         callbacks: by kind of file; a SpacebotError from one is logged, another error ends the watch and the block.
 
     Cancel: takes up to `step_ms` until the library's thread has ended.
     """
-    watch = _Watch(paths, agent_ids)
+    watch = _Watch(paths, agent_ids, skill_folders)
     await trio.to_thread.run_sync(watch.scan, limiter=watch.limiter)
     async with trio.open_nursery() as nursery:
         await nursery.start(_run_watch, watch, callbacks, step_ms, debounce_ms)
@@ -230,9 +238,12 @@ async def _call_back(changes: list[FileChange], callbacks: Mapping[FileKind, OnC
 class _Watch:
     """The files of interest and what they held when last seen."""
 
-    def __init__(self, paths: InstancePaths, agent_ids: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self, paths: InstancePaths, agent_ids: Callable[[], Iterable[str]], skill_folders: Callable[[], Iterable[Path]]
+    ) -> None:
         self._paths = paths
         self._agent_ids = agent_ids
+        self._skill_folders = skill_folders
         self._seen: dict[FileChange, tuple[tuple[int, ...], bytes]] = {}
         self._is_new = True
         self.limiter = trio.CapacityLimiter(1)  # of its own: the wait must not take a place from real work
@@ -249,6 +260,8 @@ class _Watch:
         wanted = {self._paths.config.parent, *self._identity_folders().values()}
         for folder in self._prompt_folders().values():
             wanted |= {folder, *(path for path in _walk(folder) if path.is_dir())}
+        for folder in self._skill_folders():
+            wanted.update(_skill_walk(folder))
         existing = set()
         for folder in wanted:
             while not folder.is_dir() and folder != folder.parent:
@@ -267,6 +280,10 @@ class _Watch:
             for path in _walk(folder):
                 if path.suffix == ".md":
                     yield FileChange(kind=FileKind.PROMPT, path=path, agent_id=owner)
+        for folder in self._skill_folders():
+            for below in _skill_walk(folder):
+                if (file := below / SKILL_FILE).is_file():
+                    yield FileChange(kind=FileKind.SKILL, path=file)
 
     def scan(self) -> list[FileChange]:
         """What is new, different or gone since the last scan; the first one only takes note."""
@@ -277,7 +294,7 @@ class _Watch:
                 stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
                 known = self._seen.get(file)
                 is_same = known is not None and known[0] == stamp
-                digest = known[1] if known and is_same else hashlib.sha256(file.path.read_bytes()).digest()
+                digest = known[1] if known and is_same else _digest(file.path)
             except OSError:
                 continue  # gone again, or not readable: whoever reads it next tells the owner
             seen[file] = (stamp, digest)
@@ -318,6 +335,31 @@ async def _set_when_cancelled(event: threading.Event) -> None:
         await trio.sleep_forever()
     finally:
         event.set()
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(WATCHED_BYTES)).digest()
+
+
+def _skill_walk(folder: Path) -> list[Path]:
+    """A folder of skills and those below it, as deep as skills may lie; links and hidden ones are passed over."""
+    found = [folder]
+    for number, current in enumerate(found):  # it grows on the way
+        if number >= SKILL_FOLDERS:
+            break
+        if len(current.parts) - len(folder.parts) >= SKILL_LEVELS or (number and (current / SKILL_FILE).exists()):
+            continue
+        try:
+            with os.scandir(current) as entries:
+                found += sorted(
+                    Path(entry.path)
+                    for entry in entries
+                    if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
+                )
+        except OSError:
+            continue  # vanished, or not there yet
+    return found[:SKILL_FOLDERS]
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -66,6 +66,14 @@ def scope_of(c: Connection, who: Person) -> Scope:
         values,
     ):
         (scope.own if row["is_own"] else scope.rooms).append(row["id"])
+    scope.own += [  # what schedules did that were made for this person
+        row["channel_id"]
+        for row in c.execute(
+            "SELECT r.channel_id FROM cron_runs r JOIN cron_jobs j ON j.id = r.job_id WHERE r.channel_id NOT NULL "
+            "AND (j.created_by = :key OR j.origin IN (SELECT value FROM json_each(:own)))",
+            {"key": who.key, "own": json.dumps(scope.own)},
+        )
+    ]
     rows = c.execute(
         "SELECT id, sender_name FROM conversation_messages WHERE sender_id = :user "
         "AND channel_id IN (SELECT value FROM json_each(:rooms))",
@@ -80,6 +88,11 @@ def erase_log(c: Connection, who: Person, now: str) -> dict[str, int]:
     """Erase what was said, what was answered to it, and what was set to work for it."""
     scope = scope_of(c, who)
     counts = _erase_conversations(c, scope.own)
+    run_for(
+        c,
+        "DELETE FROM cron_jobs WHERE created_by = :key OR origin IN {own}",
+        {"key": who.key, "own": json.dumps(scope.own)},
+    )
     rooms = {"rooms": json.dumps(scope.rooms), "gone": json.dumps(scope.messages), "erased": WORDS, "now": now}
     turns = ids_for(c, "SELECT DISTINCT turn_id FROM ledger WHERE turn_id IS NOT NULL AND message_id IN {gone}", rooms)
     rooms["turns"] = json.dumps(turns)

@@ -115,10 +115,13 @@ class Memoranda:
         return await self._database.read(read)
 
     async def all_unsaved(self) -> list[Unsaved]:
-        """The same of all conversations, the longest waiting first."""
+        """The same of all conversations with people, the longest waiting first."""
 
         def read(c: Connection) -> list[Unsaved]:
-            rows = c.execute(f"{_UNSAVED} GROUP BY m.channel_id ORDER BY first_at, m.channel_id")
+            rows = c.execute(
+                f"{_UNSAVED} AND m.channel_id NOT IN (SELECT id FROM channels WHERE platform = 'cron') "
+                "GROUP BY m.channel_id ORDER BY first_at, m.channel_id"
+            )
             return [Unsaved(**{**dict(row), "channel_id": ConversationId(row["channel_id"])}) for row in rows]
 
         return await self._database.read(read)

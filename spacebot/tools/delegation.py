@@ -24,9 +24,18 @@ class ChannelHandle(Protocol):
         ...
 
     async def spawn_worker(
-        self, task: str, *, is_interactive: bool, task_type: str | None, origin: Node | None = None
+        self,
+        task: str,
+        *,
+        is_interactive: bool,
+        task_type: str | None,
+        skill: str | None = None,
+        origin: Node | None = None,
     ) -> str:
-        """Start a worker; returns its id. Errors: LimitReachedError, RefusedError (the same task runs already)."""
+        """Start a worker; returns its id.
+
+        Errors: LimitReachedError, RefusedError (the same task runs already), ToolError (no such skill).
+        """
         ...
 
     async def route(self, worker_id: str, message: str) -> str:
@@ -62,6 +71,7 @@ class SpawnWorkerArguments(ToolArguments):
     task: str = Field(description="everything the worker must know", min_length=1, max_length=50_000)
     interactive: bool = Field(False, description="keep it for follow-ups")
     task_type: str | None = Field(None, description="a word such as coding, when it fits", max_length=40)
+    skill: str | None = Field(None, description="name of a skill from the list, when one fits", max_length=200)
 
 
 class SpawnWorker:
@@ -80,7 +90,11 @@ class SpawnWorker:
 
     async def call(self, arguments: Any, node: Node) -> ToolOutput:
         worker_id = await self._channel.spawn_worker(
-            arguments.task, is_interactive=arguments.interactive, task_type=arguments.task_type, origin=self._origin
+            arguments.task,
+            is_interactive=arguments.interactive,
+            task_type=arguments.task_type,
+            skill=arguments.skill or None,
+            origin=self._origin,
         )
         output = ToolOutput.of(
             worker_id=worker_id,

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -112,6 +113,7 @@ class Containment:
         instance_root: configuration, secrets and all agents; no command sees it.
         data_dir: the agent's databases; hidden even where the workspace contains them.
         tools_bin: programs installed by the owner, first in PATH.
+        skills: folders of skills; commands may read them and not write.
         settings: the live `[agents.sandbox]` table, read at every command.
         tool_secrets: variables that the owner meant for commands, read at every command.
         backend: what `probe_backend` found.
@@ -127,6 +129,7 @@ class Containment:
         instance_root: Path,
         data_dir: Path,
         tools_bin: Path,
+        skills: Sequence[Path] = (),
         settings: Callable[[], SandboxConfig],
         tool_secrets: Callable[[], Mapping[str, str]] = dict,
         backend: Backend | None = None,
@@ -137,6 +140,7 @@ class Containment:
         self._data_dir = _real(data_dir)
         self._tools_bin = _real(tools_bin)
         self._aliases = tuple((path, real) for path, real in ((workspace, self.workspace),) if path != real)
+        self._skills = tuple(folder.parent.resolve() / folder.name for folder in skills)  # the last step is no link
         self._settings = settings
         self._tool_secrets = tool_secrets
         self.backend = backend or Backend()
@@ -214,6 +218,9 @@ class Containment:
         """
         folder = folder or self.workspace
         self._make_temporary()
+        for path in self._skills:  # a folder that is missing could not be kept from being made by the command
+            with suppress(OSError):
+                path.mkdir(exist_ok=True)
         environment = self.environment(extra)
         if not self.is_active:
             return Invocation(tuple(argv), folder, environment)
@@ -255,7 +262,8 @@ class Containment:
         """What is true about containment now, for a worker's prompt: real lists, or that there is none."""
         areas = self._areas(self._settings())
         writable = ", ".join(str(area.path) for area in areas if area.access is Access.WRITE)
-        kept = f" (except below {self.workspace / 'ingest'})"
+        own = [self.workspace / "ingest", *(path for path in self._skills if path.is_relative_to(self.workspace))]
+        kept = f" (except below {' and '.join(map(str, own))})"
         if not self.is_enabled:
             return "Containment is inactive (switched off by the owner): commands and the file tool reach every path."
         files = f"The file tool reaches only: {writable}{kept}."
@@ -279,6 +287,7 @@ class Containment:
         areas += [Area(self._tools_bin, Access.SYSTEM)]
         areas += [Area(self._instance_root, Access.HIDDEN), Area(self._data_dir, Access.HIDDEN)]
         areas += [Area(self.workspace, Access.WRITE), Area(self.workspace / "ingest", Access.READ)]
+        areas += [Area(path, Access.READ) for path in self._skills if not path.is_symlink()]
         for path in settings.writable_paths:
             real = _real(self.workspace / path.expanduser())
             if real.is_relative_to(self._instance_root) and not real.is_relative_to(self.workspace):

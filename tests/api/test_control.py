@@ -21,6 +21,7 @@ from spacebot.base.tree import NodeKind
 from spacebot.config.store import ConfigStore
 from spacebot.conversations.records import Accepted, TurnState
 from spacebot.messaging.messages import InboundMessage, OutboundKind
+from spacebot.storage.live_secrets import LiveSecrets
 from tests.fakes.fake_program import FakeAgent, FakeProgram, open_fake_program
 
 
@@ -60,6 +61,7 @@ async def open_control(folder: Path, more: dict[str, Command] | None = None) -> 
             tree=program.tree,
             events=program.events,
             store=store,
+            secrets=LiveSecrets.open(folder),
             run_id="run-1",
             started_at=monotonic_s(),
             urls=("http://127.0.0.1:5738/",),

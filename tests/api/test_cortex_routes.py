@@ -28,6 +28,7 @@ from spacebot.llm.messages import ProcessKind
 from spacebot.memory.curation_log import CurationLog
 from spacebot.memory.types import NewMemory, Provenance
 from spacebot.storage.database import open_database
+from spacebot.storage.live_secrets import LiveSecrets
 from tests.api.serving import UNREAD, Event, Reader
 from tests.api.test_ingestion_routes import Program
 from tests.conftest import Logs
@@ -278,6 +279,7 @@ async def test_status_on_the_command_line_says_what_there_is_to_say(
             tree=owner.opened.tree,
             events=owner.opened.events,
             store=ConfigStore.open(paths.config),
+            secrets=LiveSecrets.open(tmp_path),
             run_id="run-1",
             started_at=monotonic_s(),
             urls=(),

@@ -1,4 +1,7 @@
-"""Prints figures: `python -m tests.bench [spine|platforms|memory|recall|thresholds|kills|llm] [name or options …]`."""
+"""Prints figures: `python -m tests.bench [NAME] [figures or options …]`.
+
+Names: spine, platforms, memory, recall, thresholds, kills, llm, cron.
+"""
 
 import runpy
 import sys

@@ -32,6 +32,7 @@ def load_app() -> Any:
     from spacebot.base.tree import NodeKind
     from spacebot.config.store import ConfigStore
     from spacebot.conversations.records import Accepted
+    from spacebot.storage.live_secrets import LiveSecrets
     from tests.fakes.fake_program import FakeProgram, open_fake_program
 
     @dataclass
@@ -47,7 +48,14 @@ def load_app() -> Any:
             self.wants_restart = restart
             self.stop.set()
 
-    async def app(paths: InstancePaths, store: ConfigStore, *, on_ready: Callable[[Info], None], debug: bool) -> int:
+    async def app(
+        paths: InstancePaths,
+        store: ConfigStore,
+        secrets: LiveSecrets,
+        *,
+        on_ready: Callable[[Info], None],
+        debug: bool,
+    ) -> int:
         if (paths.root / "fail").exists():
             raise ConfigError((paths.root / "fail").read_text())
         if (paths.root / "bug").exists():
@@ -72,6 +80,7 @@ def load_app() -> Any:
                 tree=inner.tree,
                 events=inner.events,
                 store=store,
+                secrets=secrets,
                 run_id=new_uuid(),
                 started_at=monotonic_s(),
                 urls=("http://127.0.0.1:1/",),

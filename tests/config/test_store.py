@@ -89,7 +89,10 @@ class _Seen:
 @asynccontextmanager
 async def watching(paths: InstancePaths) -> AsyncIterator[_Seen]:
     seen = _Seen()
-    async with open_watcher(paths, lambda: ["main"], dict.fromkeys(FileKind, seen.note), step_ms=20, debounce_ms=100):
+    callbacks, skills = dict.fromkeys(FileKind, seen.note), [paths.skills, paths.agent("main").skills]
+    async with open_watcher(
+        paths, lambda: ["main"], callbacks, skill_folders=lambda: skills, step_ms=20, debounce_ms=100
+    ):
         yield seen
 
 
@@ -117,6 +120,26 @@ async def test_folders_that_appear_later_are_watched(paths: InstancePaths) -> No
         assert await seen.next() == (FileKind.IDENTITY, "SOUL.md")
         (deep / "status.md").write_text("bye")
         assert await seen.next() == (FileKind.PROMPT, "status.md")
+
+
+async def test_skills_are_watched_where_they_lie_and_nowhere_else(paths: InstancePaths) -> None:
+    """Folders that appear later, and categories; a folder whose path only sounds like one is none."""
+    async with watching(paths) as seen:
+        own = paths.agent("main").skills / "pdf"
+        own.mkdir(parents=True)
+        (own / "SKILL.md").write_text("one")
+        assert await seen.next() == (FileKind.SKILL, "SKILL.md")
+        elsewhere = paths.root / "my-skills" / "pdf"
+        elsewhere.mkdir(parents=True)
+        (elsewhere / "SKILL.md").write_text("not ours")
+        (own / "notes.md").write_text("not its text")
+        deep = paths.skills / "office" / "word"
+        deep.mkdir(parents=True)
+        (deep / "SKILL.md").write_text("two")
+        assert await seen.next() == (FileKind.SKILL, "SKILL.md")
+        own.rename(own.with_name(".gone"))
+        assert await seen.next() == (FileKind.SKILL, "SKILL.md")
+        assert seen.receive.statistics().current_buffer_used == 0
 
 
 async def test_a_save_without_a_change_calls_nobody(paths: InstancePaths) -> None:

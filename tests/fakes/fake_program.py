@@ -10,6 +10,7 @@ import trio
 from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import Forgetting, ForgottenPerson, Traces
 from spacebot.agent.ingestion import IngestionState
+from spacebot.agent.scheduled import Schedules
 from spacebot.base.clock import Clock
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventBus, EventKind, ProcessEvent
@@ -32,6 +33,7 @@ from spacebot.messaging.messages import InboundMessage, OutboundKind
 from spacebot.messaging.states import AdapterState, Connection
 from spacebot.storage.database import open_database
 from tests.fakes.fake_embedder import FakeEmbedder
+from tests.fakes.fake_schedules import fake_schedules
 
 
 class FakeCortex:
@@ -73,6 +75,7 @@ class FakeAgent:
         self.transfer: MemoryTransfer
         self.forgetting: Forgetting
         self.delivery: Delivery
+        self.schedules: Schedules
         self.events = events
         self.tree = tree
         self.model_label = "demo/demo"
@@ -325,10 +328,12 @@ async def open_fake_program(folder: Path, agent_ids: Sequence[str] = ("main",)) 
             agent.forgetting = Forgetting(database, memory, clock, vectors=folder / f"{agent_id}.lancedb")
             outbox = Outbox(database, clock)
             agent.delivery = Delivery(outbox, NO_PLATFORMS, agent_id=agent.id, events=events, clock=clock)
+            agent.schedules = fake_schedules(agent, database, clock)
             agents[agent.id] = agent
         async with trio.open_nursery() as nursery:
             for agent in agents.values():
                 agent.nursery = nursery
+                nursery.start_soon(agent.schedules.run)
             yield FakeProgram(agents, events, tree, folder / "config.toml")
             nursery.cancel_scope.cancel()
         events.close()

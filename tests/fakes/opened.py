@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -199,6 +199,7 @@ async def open_test_agent(
     embedder: Embedder | None = None,
     patience_s: float = PATIENCE_S,
     courier: Courier = NO_PLATFORMS,
+    tool_secrets: Callable[[], Mapping[str, str]] = dict,
     **settings: Any,
 ) -> AsyncIterator[Opened]:
     """Open an agent in a folder; a second opening of the same folder is its next life.
@@ -207,6 +208,7 @@ async def open_test_agent(
         model: a `ScriptedModel`, or anything that completes and knows its window.
         embedder: None means the fake one.
         courier: the platforms that deliver.
+        tool_secrets: variables for workers' commands.
         patience_s: real seconds after which a test that waits in vain is ended.
         settings: fields of `AgentConfig`; `opened.config[0]` may be replaced while it runs.
     """
@@ -246,6 +248,7 @@ async def open_test_agent(
                         clock=clock,
                         fetcher=fetcher,
                         courier=courier,
+                        tool_secrets=tool_secrets,
                         index=NO_TABLE,
                     ) as agent,
                     trio.open_nursery() as nursery,

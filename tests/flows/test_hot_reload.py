@@ -55,6 +55,27 @@ async def test_identity_and_prompts_reach_the_next_request(tmp_path: Path) -> No
         assert (await run(daemon, "prompts", "reload")).stderr == "nothing has changed\n"
 
 
+async def test_skills_reach_the_next_request(tmp_path: Path) -> None:
+    """Dropped into a folder, installed by a command, taken away again."""
+    async with running(tmp_path) as (daemon, person, model):
+        assert "<skills>" not in (await seen(person, model)).system
+        folder = tmp_path / "skills" / "maps"
+        folder.mkdir(parents=True)
+        (folder / "SKILL.md").write_text("---\nname: maps\ndescription: Draws maps.\n---\nDraw.\n")
+        await wait_for_log(daemon, "skills reloaded", "count=1")
+        assert "- maps: Draws maps." in (await seen(person, model)).system
+        source = tmp_path / "mine"
+        folder.rename(source)
+        await wait_for_log(daemon, "skills reloaded", "count=0")
+        assert "<skills>" not in (await seen(person, model)).system
+        assert (await run(daemon, "skill", "add", str(source))).stdout == "mine\n"
+
+        async def is_known() -> bool:
+            return "- maps: Draws maps." in (await seen(person, model)).system
+
+        await wait_for(is_known)
+
+
 async def test_a_broken_prompt_changes_nothing_and_is_reported(tmp_path: Path) -> None:
     async with running(tmp_path) as (daemon, person, model):
         before = await seen(person, model)
