@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from spacebot.base.clock import parse_zone
 from spacebot.base.errors import ConfigError
 from spacebot.base.redaction import register_secret
+from spacebot.config.hands import McpServerConfig
 from spacebot.config.load_messaging import read_bindings, read_messaging
 from spacebot.config.model import (
     AgentConfig,
@@ -42,8 +43,8 @@ DEMO = "demo"
 MAX_FILE_BYTES = 4_000_000  # a configuration is kilobytes; more is a mistaken path
 
 # Tables and keys that belong to the file's format and have no effect yet.
-_UNUSED_TOP = frozenset({"mcp_servers", "telemetry"})
-_UNUSED_AGENT = frozenset({"browser", "opencode", "mcp", "permissions", "routing_profile"})
+_UNUSED_TOP = frozenset({"telemetry"})
+_UNUSED_AGENT = frozenset({"routing_profile"})
 _UNUSED_LLM = frozenset({"kilo_key", "opencode_go_key", "minimax_cn_key", "github_copilot_key"})
 _UNUSED_ROUTING = frozenset({"prompt_routing"}) | {
     f"{process}_thinking_effort" for process in ("channel", "branch", "worker", "compactor", "cortex")
@@ -134,7 +135,7 @@ class _Reader(Reading):
             top = self.resolve_table(self.source.tables, (), quiet=False)
         except RecursionError as error:
             raise ConfigError(f"{self.source.path} is nested too deeply") from error
-        tables = {"api", "metrics", "llm", "defaults", "agents", "messaging", "bindings"}
+        tables = {"api", "metrics", "llm", "defaults", "agents", "messaging", "bindings", "mcp_servers"}
         known = self.known_keys(top, tables, _UNUSED_TOP, ())
         api = self.validate(ApiConfig, self._table(known, "api", (), ApiConfig), ("api",))
         metrics = self.validate(MetricsConfig, self._table(known, "metrics", (), MetricsConfig), ("metrics",))
@@ -269,6 +270,8 @@ class _Reader(Reading):
         base = merge(({"routing": routing} if routing else {}) | self._search_from_environment(), defaults)
         if zone := self._cron_zone_from_environment():
             base = merge({"cron_timezone": zone}, base)
+        servers = self._read_servers(known, (), "mcp_servers")
+        servers |= self._read_servers(base, ("defaults",), "mcp")
         self.validate(AgentSettings, base, ("defaults",))
         defaults_are_sound = self.is_sound
         entries = known.get("agents") or [{"id": "main", "default": True}]
@@ -281,11 +284,28 @@ class _Reader(Reading):
                 self.agent_names[i] = brief(entry["id"])[1:-1]
             path: KeyPath = ("agents", i)
             own = self._sort_keys(entry, AgentConfig, path)
+            of_agent = servers | self._read_servers(own, path, "mcp")
             agent = self.validate(AgentConfig, merge(base, own), path, own=None if defaults_are_sound else own)
             if agent is not None:
+                agent = agent.model_copy(update={"mcp": tuple(of_agent.values())})
                 agents.append(self._finish_agent(agent, path))
         self._check_agents(entries)
         return agents
+
+    def _read_servers(self, table: Table, path: KeyPath, key: str) -> dict[str, McpServerConfig]:
+        """Take a list of MCP servers out of a table, by name."""
+        path, entries = (*path, key), table.pop(key, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            self.problem(path, f"must be a list of tables; write [[{self.name(path)}]] with two brackets")
+            return {}
+        found: dict[str, McpServerConfig] = {}
+        for i, entry in enumerate(entries):
+            server = self.validate(McpServerConfig, self._sort_keys(entry, McpServerConfig, (*path, i)), (*path, i))
+            if server is not None and server.name in found:
+                self.problem((*path, i, "name"), f"two servers have the name {server.name!r}; every one needs its own")
+            elif server is not None:
+                found[server.name] = server
+        return found
 
     def _cron_zone_from_environment(self) -> str | None:
         zone = self.environ.get("SPACEBOT_CRON_TIMEZONE", "").strip()

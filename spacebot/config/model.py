@@ -20,6 +20,7 @@ from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validat
 from spacebot.base.clock import parse_zone
 from spacebot.base.errors import ConfigError
 from spacebot.base.ids import parse_agent_id
+from spacebot.config.hands import BrowserConfig, McpServerConfig, OpenCodeConfig, PermissionsConfig
 from spacebot.config.messaging import BindingConfig, MessagingConfig
 from spacebot.config.tables import Table, is_loopback_address, is_url
 
@@ -300,6 +301,10 @@ class AgentSettings(Table):
     cortex: CortexConfig = CortexConfig()
     worker: WorkerConfig = WorkerConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    permissions: PermissionsConfig = PermissionsConfig()
+    browser: BrowserConfig = BrowserConfig()
+    opencode: OpenCodeConfig = OpenCodeConfig()
+    mcp: tuple[McpServerConfig, ...] = ()
 
     _urls = field_validator("brave_search_url")(is_url)
 

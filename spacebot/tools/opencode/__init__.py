@@ -1,0 +1,1 @@
+"""OpenCode, a coding agent that workers may be."""
