@@ -186,15 +186,18 @@ class Containment:
         Args:
             extra: the command's own; reserved and injecting names are left out (`check_environment` refuses them).
         """
+        return self._variables(self._tool_secrets(), extra or {})
+
+    def _variables(self, secrets: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
         settings = self._settings()
         inherited = self._inherited
         # The workspace stands for the home folder wherever the owner wants containment, even if none works here.
         home = str(self.workspace) if settings.mode == "enabled" else inherited.get("HOME", str(self.workspace))
-        result = {name: value for name, value in self._tool_secrets().items() if _is_free(name)}
+        result = {name: value for name, value in secrets.items() if _is_free(name)}
         for name in settings.passthrough_env:
             if _is_free(name) and name in inherited and not _is_own(name, inherited[name]):
                 result[name] = inherited[name]
-        result |= {name: value for name, value in (extra or {}).items() if _is_free(name)}
+        result |= {name: value for name, value in extra.items() if _is_free(name)}
         return result | {
             "PATH": self._search_path(),
             "HOME": home,
@@ -224,7 +227,11 @@ class Containment:
         environment = self.environment(extra)
         if not self.is_active:
             return Invocation(tuple(argv), folder, environment)
-        areas = self._areas(self._settings())
+        return self._contained(argv, self._areas(self._settings()), folder, environment)
+
+    def _contained(
+        self, argv: Sequence[str], areas: Sequence[Area], folder: Path, environment: Mapping[str, str]
+    ) -> Invocation:
         if self.backend.kind is BackendKind.SANDBOX_EXEC:
             profile = sandbox_profile(areas, temporary=self.temporary)
             return Invocation((self.backend.program, "-p", profile, *argv), folder, environment)
@@ -233,6 +240,32 @@ class Containment:
         # as options they would stand in a command line that every user of the machine can read.
         words = (self.backend.program, *options, "--chdir", str(folder), "--", *argv)
         return Invocation(words, Path("/"), environment, wrappers=2)
+
+    def wrap_program(
+        self,
+        argv: Sequence[str],
+        *,
+        folder: Path | None = None,
+        extra: Mapping[str, str] | None = None,
+        writable: Sequence[Path] = (),
+        readable: Sequence[Path] = (),
+    ) -> Invocation:
+        """As `wrap`, for a program that the owner configured and a worker only uses: a browser, a coding server.
+
+        It gets no secrets of commands. Blocking: call it from a thread.
+
+        Args:
+            writable, readable: further paths, which exist; also such that lie in the program's own folders.
+        """
+        folder = folder or self.workspace
+        self._make_temporary()
+        environment = self._variables({}, extra or {})
+        if not self.is_active:
+            return Invocation(tuple(argv), folder, environment)
+        areas = self._areas(self._settings())
+        areas += [Area(_real(path), Access.SYSTEM) for path in readable]
+        areas += [Area(_real(path), Access.WRITE) for path in writable]
+        return self._contained(argv, areas, folder, environment)
 
     def working_folder(self, text: str | None) -> Path:
         """The folder that a command asked to start in. Blocking: call it from a thread.

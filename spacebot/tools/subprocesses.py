@@ -141,15 +141,15 @@ async def run_command(
             nursery.start_soon(_watch_for_question, streams, quiet_s, stop)
             if max_bytes is not None:
                 nursery.start_soon(_watch_size, streams, max_bytes, stop)
-            await _exited(popen)
+            await exited(popen)
             stop(Ending.EXITED)
         # Nobody reads meanwhile: a flood would keep the interpreter from the thread that ends it.
-        await _end_family(popen, mark, invocation.wrappers, grace_s=0.0 if ending is Ending.EXITED else GRACE_S)
+        await end_family_of(popen, mark, invocation.wrappers, grace_s=0.0 if ending is Ending.EXITED else GRACE_S)
         with trio.move_on_after(DRAIN_S):
             await _read_all(sources)
     finally:
         with trio.CancelScope(shield=True):
-            await _end_family(popen, mark, invocation.wrappers, grace_s=GRACE_S)
+            await end_family_of(popen, mark, invocation.wrappers, grace_s=GRACE_S)
             _last.ended_at = time.monotonic()
             for pipe in pipes:
                 await pipe.aclose()
@@ -305,31 +305,42 @@ class _Stream:
 
 
 def _start(invocation: Invocation, mark: str) -> tuple["subprocess.Popen[bytes]", list[trio.lowlevel.FdStream]]:
-    """Start the program in a session of its own.
+    ends = [os.pipe(), os.pipe()]
+    try:
+        popen = start_marked(invocation, mark, stdin=subprocess.DEVNULL, stdout=ends[0][1], stderr=ends[1][1])
+    except BaseException:
+        for reading, _ in ends:
+            os.close(reading)
+        raise
+    finally:
+        for _, writing in ends:
+            os.close(writing)
+    return popen, [trio.lowlevel.FdStream(reading) for reading, _ in ends]
+
+
+def start_marked(
+    invocation: Invocation, mark: str, *, stdin: int, stdout: int, stderr: int
+) -> "subprocess.Popen[bytes]":
+    """Start a program in a session of its own, whose processes can be found by the mark.
 
     Not with trio.lowlevel.open_process: that starts it from a worker thread, and Linux takes the end of the
     *thread* for the end of the parent. Idle worker threads end after ten seconds, and `--die-with-parent`
     would kill every command that takes longer. Starting from the loop's own thread takes about a millisecond.
+
+    Errors: ToolError.
     """
-    ends = [os.pipe(), os.pipe()]
     try:
-        popen = subprocess.Popen(
+        return subprocess.Popen(
             invocation.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=ends[0][1],
-            stderr=ends[1][1],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             cwd=invocation.folder,
             env={**invocation.environment, MARK: mark},
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        for reading, _ in ends:
-            os.close(reading)
         raise _not_started(invocation, error) from error
-    finally:
-        for _, writing in ends:
-            os.close(writing)
-    return popen, [trio.lowlevel.FdStream(reading) for reading, _ in ends]
 
 
 def _not_started(invocation: Invocation, error: OSError | ValueError) -> ToolError:
@@ -395,7 +406,7 @@ async def _next_output(streams: tuple[_Stream, ...]) -> None:
             nursery.start_soon(wait, stream.spoke)
 
 
-async def _exited(popen: "subprocess.Popen[bytes]") -> None:
+async def exited(popen: "subprocess.Popen[bytes]") -> None:
     """Wait for the end without collecting it: until then the id cannot go to another process."""
     if sys.platform == "linux":
         with suppress(OSError):  # no descriptors left, or a kernel before 5.3
@@ -408,7 +419,8 @@ async def _exited(popen: "subprocess.Popen[bytes]") -> None:
     await trio.to_thread.run_sync(popen.wait, abandon_on_cancel=True)
 
 
-async def _end_family(popen: "subprocess.Popen[bytes]", mark: str, wrappers: int, *, grace_s: float) -> None:
+async def end_family_of(popen: "subprocess.Popen[bytes]", mark: str, wrappers: int, *, grace_s: float) -> None:
+    """`end_family` in a thread, whatever is cancelled meanwhile."""
     if popen.returncode is not None and sys.platform == "linux":
         return  # collected, so all of it was ended before
     # A limiter of its own: ending must not queue behind work that holds all threads.
