@@ -25,7 +25,7 @@ from spacebot.storage.database import open_database
 from tests.fakes.opened import ROOM, Opened, open_test_agent, text_from
 from tests.fakes.scripted_model import Call, Calls, Fail, Gate, ScriptedModel
 
-WINDOW = 8000
+WINDOW = 8800
 LONG = "words " * 300  # 450 tokens
 ANSWER = Call("reply", content="yes " + LONG)
 
