@@ -21,11 +21,15 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import trio
 
 from spacebot.agent.forgetting import Forgetting, ForgottenPerson, Traces
+from spacebot.agent.worker_desk import WorkerDesk
+from spacebot.agent.worker_log import WorkerLog
 from spacebot.base.clock import Clock, to_text
 from spacebot.base.errors import NotFoundError, RefusedError
 from spacebot.base.events import EventBus
 from spacebot.base.ids import AgentId
 from spacebot.base.paths import AgentPaths, package_file
+from spacebot.config.model import WorkerLogMode
+from spacebot.conversations.worker_runs import WorkerArchive
 from spacebot.memory.embedding import Embedder, OnnxEmbedder
 from spacebot.memory.keeper import TableState
 from spacebot.memory.maintenance import MaintenancePolicy, MaintenanceReport
@@ -145,12 +149,17 @@ async def open_desk(
             database, paths.vectors, embedder=embedder, events=events, agent_id=agent_id, clock=clock
         ) as memory,
     ):
+        forgetting = Forgetting(database, memory, clock, vectors=paths.vectors, log_folder=log_folder)
+        files = WorkerDesk(
+            WorkerArchive(database, clock), WorkerLog(paths.logs), clock, mode=lambda: WorkerLogMode.ERRORS_ONLY
+        )
+        forgetting.drop_worker_files = files.forget_conversations
         yield ClosedAgent(
             memory=memory,
             memory_views=MemoryViews(database, clock),
             transfer=MemoryTransfer(database, memory, embedder, clock),
             maintenance_policy=policy,
-            forgetting=Forgetting(database, memory, clock, vectors=paths.vectors, log_folder=log_folder),
+            forgetting=forgetting,
         )
 
 
@@ -326,7 +335,7 @@ async def spooled(stream: trio.SocketStream, request: JsonObject, rest: bytes, f
     Errors: RefusedError when they do not all come, or cannot be kept.
     """
     size = request.get("size")
-    if not isinstance(size, int) or not 0 <= size <= MAX_FILE:
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE:
         raise RefusedError(f"'size' must be a number of bytes up to {MAX_FILE}")
     try:
         file: BinaryIO = await trio.to_thread.run_sync(_unnamed_file, folder)

@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,16 @@ def running(instance: Instance) -> Instance:
     """An instance that runs: there a command loads next to nothing."""
     assert instance.run("start").returncode == 0
     return instance
+
+
+@pytest.fixture(scope="module")
+def with_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Instance]:
+    """An instance that runs and has something to refuse."""
+    made = Instance(tmp_path_factory.mktemp("refusals") / "instance")
+    assert made.run("start").returncode == 0
+    made.run("memory", "add", "one thing")
+    yield made
+    made.kill()
 
 
 def wait_long(condition: Callable[[], object]) -> None:
@@ -92,7 +102,7 @@ def test_a_memory_is_added_found_shown_and_forgotten(door: Instance) -> None:
     assert "forgotten before" in refused(door, "forget", found[0]["id"])
 
 
-def test_what_is_exported_comes_back_to_the_byte(door: Instance, tmp_path: Path) -> None:
+def test_what_is_exported_comes_back_to_the_byte(running: Instance, tmp_path: Path) -> None:
     given = tmp_path / "given.jsonl"
     ids = [UNKNOWN, UNKNOWN[:-1] + "1"]
     edge = {"id": UNKNOWN[:-1] + "9", "source_id": ids[1], "target_id": ids[0], "relation_type": "updates"}
@@ -101,17 +111,17 @@ def test_what_is_exported_comes_back_to_the_byte(door: Instance, tmp_path: Path)
         + line("It is closed", id=ids[1], is_private=True, owner="x:y", channel_id="x:1", forgotten=True)
         + json.dumps(edge) + "\n"
     )  # fmt: skip
-    assert ask(door, "import", str(given))["memories"] == 2
+    assert ask(running, "import", str(given))["memories"] == 2
     first, again = tmp_path / "first.jsonl", tmp_path / "again.jsonl"
-    assert ask(door, "export", str(first), "--private") == {"memories": 2, "associations": 1, "left_out": 0}
-    assert ask(door, "import", str(first)) | {"known": 2, "memories": 0, "associations": 0} == ask(
-        door, "import", "-", text=first.read_text()
+    assert ask(running, "export", str(first), "--private") == {"memories": 2, "associations": 1, "left_out": 0}
+    assert ask(running, "import", str(first)) | {"known": 2, "memories": 0, "associations": 0} == ask(
+        running, "import", "-", text=first.read_text()
     )
-    assert door.run("memory", "export", str(again), "--private").returncode == 0
+    assert running.run("memory", "export", str(again), "--private").returncode == 0
     assert first.read_bytes() == again.read_bytes()
     assert first.stat().st_mode & 0o077 == 0
 
-    public = door.run("memory", "export")
+    public = running.run("memory", "export")
     assert len(public.stdout.splitlines()) == 2
     assert "left out: 1 private" in public.stderr
 
@@ -177,11 +187,11 @@ def test_everything_about_a_person_is_erased_only_after_a_yes(door: Instance) ->
     assert ask(door, "stats")["total"] == 0
 
 
-def test_upkeep_says_what_it_did(door: Instance) -> None:
-    door.run("memory", "add", "one thing")
-    assert "this would be done" in door.run("memory", "maintain", "--dry-run", timeout_s=120).stdout
-    assert ask(door, "maintain")["scored"] == 1
-    assert ask(door, "rebuild")["rows"] == 1
+def test_upkeep_says_what_it_did(running: Instance) -> None:
+    running.run("memory", "add", "one thing")
+    assert "this would be done" in running.run("memory", "maintain", "--dry-run", timeout_s=120).stdout
+    assert ask(running, "maintain")["scored"] == 1
+    assert ask(running, "rebuild")["rows"] == 1
 
 
 @pytest.mark.parametrize(
@@ -201,9 +211,8 @@ def test_wrong_words_end_with_2(instance: Instance, words: tuple[str, ...]) -> N
      ("add", "x", "--importance", "nan"), ("add", "x" * 50_001), ("forget",), ("forget", UNKNOWN, "--person", "a:b")],
     ids=lambda words: " ".join(words)[:40],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_with_a_reason(instance: Instance, words: tuple[str, ...]) -> None:
-    instance.run("memory", "add", "one thing")
-    assert len(refused(instance, *words)) > 20
+def test_what_cannot_be_done_is_refused_with_a_reason(with_memory: Instance, words: tuple[str, ...]) -> None:
+    assert len(refused(with_memory, *words)) > 20
 
 
 def test_a_memory_of_one_byte_and_of_the_greatest_length_come_and_go(instance: Instance) -> None:
