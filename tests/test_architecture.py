@@ -3,7 +3,7 @@
 import ast
 import re
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,17 @@ PACKAGE = ROOT / "spacebot"
 IMPORTERS = {  # foreign library -> the only files that may import it
     "anthropic": {"llm/anthropic.py"},
     "openai": {"llm/openai_chat.py"},
-    "httpx2": {"base/fetch.py", "llm/transport.py", "llm/anthropic.py", "llm/openai_chat.py"},
+    "httpx2": {
+        "base/fetch.py",
+        "llm/transport.py",
+        "llm/anthropic.py",
+        "llm/openai_chat.py",
+        "tools/mcp/wire.py",
+    },
+    "mcp": {"tools/mcp/client.py"},
+    "mcp_types": {"tools/mcp/client.py"},
+    "anyio": {"tools/mcp/client.py"},
+    "jsonschema": {"tools/mcp/client.py"},
     "lancedb": {"memory/vectors.py"},
     "pyarrow": {"memory/vectors.py"},
     "onnxruntime": {"memory/embedding.py"},
@@ -65,17 +75,18 @@ CLI_WITHOUT_WEIGHT = (
     "messaging.py",
     "skill.py",
     "cron.py",
+    "mcp.py",
     "secret.py",
 )
 HEAVY = {"trio", "pydantic", "starlette", "hypercorn", "httpx2", "anthropic", "openai", "lancedb", "numpy", "jinja2"}
 PLATFORMS = re.compile(r"\b(discord|slack|telegram|twitch)\b", re.IGNORECASE)
 
 
-def modules() -> Iterator[tuple[str, ast.Module, str]]:
+@cache
+def modules() -> tuple[tuple[str, ast.Module, str], ...]:
     """Each file of the package: its name from the package, its tree, its text."""
-    for path in sorted(PACKAGE.rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        yield path.relative_to(PACKAGE).as_posix(), ast.parse(text), text
+    texts = [(path, path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))]
+    return tuple((path.relative_to(PACKAGE).as_posix(), ast.parse(text), text) for path, text in texts)
 
 
 def imports(tree: ast.AST) -> set[str]:
