@@ -1,11 +1,13 @@
 """The page in a real browser: what a person sees, does and never loses."""
 
+import atexit
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pytest
@@ -102,22 +104,42 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-@contextmanager
-def open_browser(folder: Path, width: int = 1280, height: int = 800) -> Iterator[Browser]:
+@cache
+def _chromium() -> webdriver.Chrome:
+    """One program for all tests of this process: its start takes longer than most of them."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
-    for argument in (*ARGUMENTS, f"--user-data-dir={folder / 'profile'}"):
+    profile = TemporaryDirectory(prefix="pages-")
+    for argument in (*ARGUMENTS, f"--user-data-dir={profile.name}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER, log_output=os.devnull))
+    atexit.register(profile.cleanup)
+    atexit.register(driver.quit)  # runs first
+    return driver
+
+
+@contextmanager
+def open_browser(folder: Path, width: int = 1280, height: int = 800) -> Iterator[Browser]:
+    """A window that knows nothing of those before it."""
+    driver = _chromium()
+    home = driver.window_handles[0]
+    driver.switch_to.window(home)
+    driver.switch_to.new_window("tab")
     try:
+        driver.get_log("browser")  # what the last one complained about
         driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
         )
         yield Browser(driver)
     finally:
-        driver.quit()
+        origin = driver.execute_script("return location.origin")
+        if origin != "null":
+            driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": origin, "storageTypes": "all"})
+        driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
+        driver.close()
+        driver.switch_to.window(home)
 
 
 @asynccontextmanager
