@@ -40,6 +40,7 @@ bench: venv model
 	@$(BIN)/python -m tests.bench thresholds
 	@$(BIN)/python -m tests.bench kills
 	@$(BIN)/python -m tests.bench cron
+	@$(BIN)/python -m tests.bench hands
 	@if [ -n "$(DATA)" ]; then $(BIN)/python -m tests.bench recall --data "$(DATA)"; \
 	else echo "recall: not measured; name LoCoMo's file: make bench DATA=…/locomo10.json"; fi
 

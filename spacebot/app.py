@@ -43,6 +43,7 @@ from spacebot.memory.embedding import OnnxEmbedder
 from spacebot.messaging.manager import Messaging
 from spacebot.messaging.registry import Seams, build_adapter
 from spacebot.storage.live_secrets import LiveSecrets
+from spacebot.tools.permissions import INACTIVE
 from spacebot.tools.sandbox import Backend, BackendKind, probe_backend
 
 log = logging.getLogger(__name__)
@@ -145,9 +146,9 @@ class _Probe:
     def words(self) -> str:
         """What was found, for people."""
         if self._backend is None:
-            return "not tried yet; the first worker will"
+            return "is just being tried"
         if self._backend.kind is BackendKind.NONE:
-            return f"inactive ({self._backend.note})"
+            return f"{INACTIVE} ({self._backend.note})"
         return f"{self._backend.kind} ({self._backend.note})"
 
     async def __call__(self) -> Backend:
@@ -212,6 +213,7 @@ async def main(
                     fetcher=fetcher,
                     courier=messaging,
                     tool_secrets=secrets.tool_environment,
+                    others=partial(_other_workspaces, store, config.id),
                 )
             )
         messaging.seams = Seams(
@@ -222,6 +224,7 @@ async def main(
         )
         store.listen(lambda report: messaging.reconcile())
         store.listen(lambda report: _reload_schedules(agents))
+        store.listen(lambda report: _reconcile_servers(agents))
         await _serve(program, paths, tree, secrets, on_ready=on_ready, probe=probe)
         events.close()
     return 75 if program.wants_restart else 0
@@ -232,9 +235,19 @@ def _reload_schedules(agents: Mapping[AgentId, Agent]) -> None:
         agent.schedules.reload()
 
 
+def _reconcile_servers(agents: Mapping[AgentId, Agent]) -> None:
+    for agent in agents.values():
+        agent.mcp.reconcile()
+
+
 def _settings(store: ConfigStore, started_with: AgentConfig) -> AgentConfig:
     """The agent's table as it is now; an agent that left the file keeps its last one until a restart."""
     return next((agent for agent in store.current.agents if agent.id == started_with.id), started_with)
+
+
+def _other_workspaces(store: ConfigStore, agent_id: str) -> list[Path]:
+    """Workspaces of all other agents that lie where their owner wants them; the others are hidden with the instance."""
+    return [agent.workspace for agent in store.current.agents if agent.id != agent_id and agent.workspace is not None]
 
 
 async def _serve(
@@ -251,11 +264,22 @@ async def _serve(
     async with trio.open_nursery() as faces:
         async with trio.open_nursery() as serving:
             if (metrics := program.store.current.metrics).enabled:
-                await serving.start(partial(serve_metrics, program, metrics, tree=tree, stop=program.stop))
+                await serving.start(
+                    partial(serve_metrics, program, metrics, tree=tree, events=program.events, stop=program.stop)
+                )
             urls: tuple[str, ...] = ()
             if api.enabled:
                 urls = await serving.start(
-                    partial(serve_api, program, api, events=program.events, tree=tree, run_id=run_id, stop=program.stop)
+                    partial(
+                        serve_api,
+                        program,
+                        api,
+                        events=program.events,
+                        tree=tree,
+                        run_id=run_id,
+                        stop=program.stop,
+                        secrets=secrets,
+                    )
                 )
             commands = control_commands(
                 program,
@@ -269,6 +293,7 @@ async def _serve(
             )
             await faces.start(serve_control, paths.socket, commands)
             faces.start_soon(_watch_files, program, paths)
+            faces.start_soon(probe)  # so that the status tells from the first minute on what contains commands
             faces.start_soon(_warm_up, program, probe)
             router = Router(lambda: program.agents, lambda: program.store.current, lambda: program.default_agent_id)
             faces.start_soon(program.messaging.run, router)

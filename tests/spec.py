@@ -92,10 +92,7 @@ ITEMS: dict[str, str] = {
     "S10": "provider errors are shortened and scrubbed",
 }
 
-LATER: dict[str, str] = {
-    "P46": "OpenCode workers",
-    "P62": "OpenCode workers",
-}
+LATER: dict[str, str] = {}
 
 ELSEWHERE: dict[str, str] = {
     "P49": "tests/test_message_search.py::test_a_channel_is_found_by_name_before_prefix_before_part_before_id",

@@ -19,6 +19,8 @@ IMPORTERS = {  # foreign library -> the only files that may import it
         "llm/transport.py",
         "llm/anthropic.py",
         "llm/openai_chat.py",
+        "tools/opencode/gateway.py",
+        "tools/opencode/wire.py",
         "tools/mcp/wire.py",
     },
     "mcp": {"tools/mcp/client.py"},
@@ -34,6 +36,7 @@ IMPORTERS = {  # foreign library -> the only files that may import it
     "jinja2": {"agent/prompts.py"},
     "watchfiles": {"config/store.py"},
     "hypercorn": {"api/server.py"},
+    "h11": {"tools/opencode/gateway.py"},
     "asyncio": {
         "messaging/asyncio_bridge.py",
         "messaging/discord/link.py",
@@ -59,7 +62,7 @@ IMPORTERS = {  # foreign library -> the only files that may import it
     "tomlkit": {"config/layout.py"},
     "croniter": {"cron/schedule.py"},
     "yaml": {"tools/skill_text.py"},
-    "selenium": set(),
+    "selenium": {"tools/browser/driver.py"},
     "requests": set(),
     "httpx": {"messaging/telegram/client.py"},
 }
@@ -75,6 +78,7 @@ CLI_WITHOUT_WEIGHT = (
     "messaging.py",
     "skill.py",
     "cron.py",
+    "worker.py",
     "mcp.py",
     "secret.py",
 )

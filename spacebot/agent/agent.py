@@ -9,11 +9,13 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from spacebot.agent.announcing import announce
+from spacebot.agent.attachment_parts import FOLDER, PRIVATE
 from spacebot.agent.attachments import AttachmentDesk, transcribe_with
 from spacebot.agent.bulletin import open_briefing
 from spacebot.agent.channels import Channels
@@ -25,6 +27,7 @@ from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import Forgetting, ForgottenPerson, Traces
 from spacebot.agent.ingestion import Ingestion
 from spacebot.agent.liveness import WatchedModel
+from spacebot.agent.mcp import McpServers
 from spacebot.agent.parts import AgentParts, ModelSource
 from spacebot.agent.profile import Profile
 from spacebot.agent.prompts import load_prompts
@@ -32,6 +35,8 @@ from spacebot.agent.scheduled import Schedules
 from spacebot.agent.skill_desk import SkillDesk
 from spacebot.agent.upkeep import maintenance_policy
 from spacebot.agent.usage import UsageWriter
+from spacebot.agent.worker_desk import WorkerDesk
+from spacebot.agent.worker_log import WorkerLog
 from spacebot.base.clock import Clock
 from spacebot.base.errors import RefusedError
 from spacebot.base.events import EventBus, EventKind
@@ -50,6 +55,7 @@ from spacebot.conversations.message_search import MessageSearch
 from spacebot.conversations.outbox import Outbox
 from spacebot.conversations.records import Accepted, Journalled, ResponseMode
 from spacebot.conversations.rooms import Rooms
+from spacebot.conversations.worker_runs import WorkerArchive
 from spacebot.cron.jobs import Jobs
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind
@@ -65,6 +71,9 @@ from spacebot.messaging.adapter import Receipt
 from spacebot.messaging.courier import NO_PLATFORMS, Courier
 from spacebot.messaging.messages import MAX_TEXT, InboundMessage, Target
 from spacebot.storage.database import open_database
+from spacebot.tools.browser.session import open_browsers
+from spacebot.tools.opencode.pool import open_opencode
+from spacebot.tools.permissions import Gate
 from spacebot.tools.sandbox import Backend, Containment
 from spacebot.tools.skills import SkillShelf
 
@@ -298,10 +307,20 @@ class Agent:
         return self._parts.skills
 
     @property
+    def workers(self) -> WorkerDesk:
+        """Its workers, live and ended, for its owner."""
+        return self._parts.workers
+
+    @property
     def skill_desk(self) -> SkillDesk:
         """What its owner does with them."""
         parts = self._parts
         return SkillDesk(parts.skills, parts.fetcher, parts.events, parts.clock)
+
+    @property
+    def mcp(self) -> McpServers:
+        """The servers whose tools its workers have."""
+        return self._parts.mcp
 
     def status_blocks(self) -> Mapping[str, Mapping[str, Any]]:
         """What each live channel is doing."""
@@ -368,6 +387,7 @@ async def open_agent(
     fetcher: Fetcher,
     courier: Courier = NO_PLATFORMS,
     tool_secrets: Callable[[], Mapping[str, str]] = dict,
+    others: Callable[[], Sequence[Path]] = tuple,
     index: IndexPolicy | None = None,
 ) -> AsyncIterator[Agent]:
     """Open one agent: folders, database, memory, prompts; then take up what its last life left.
@@ -376,6 +396,7 @@ async def open_agent(
         fetcher: fetches what people attach.
         courier: the platforms that deliver what it says.
         tool_secrets: variables for workers' commands, asked for at each one.
+        others: workspaces of the other agents, which its workers must not see.
         index: when the vector table is written; None means as usual.
 
     Owns: everything of the agent. On leaving, running turns are cut and left to the next start (call
@@ -386,12 +407,16 @@ async def open_agent(
     agent_id = AgentId(config.id)
     paths = instance.agent(agent_id, config.workspace)
     await trio.to_thread.run_sync(paths.create)
+    gate = Gate(lambda: settings().permissions)
     containment = Containment(
         workspace=paths.workspace,
         instance_root=instance.root,
         data_dir=paths.data,
         tools_bin=instance.tools_bin,
         skills=(instance.skills, paths.skills),
+        others=others,
+        private=paths.workspace / FOLDER / PRIVATE,
+        gate=gate,
         settings=lambda: settings().sandbox,
         tool_secrets=tool_secrets,
     )
@@ -415,6 +440,20 @@ async def open_agent(
             ),
         ) as memory,
         open_briefing(database, events=events, agent_id=agent_id, clock=clock) as briefing,
+        open_opencode(
+            settings=settings,
+            llm=llm,
+            gate=gate,
+            state=paths.data / "opencode",
+            note=lambda record: usage.note(record),
+        ) as opencode,
+        open_browsers(
+            containment=containment,
+            gate=gate,
+            settings=lambda: settings().browser,
+            folder=paths.data / "browsers",
+            clock=clock,
+        ) as browsers,
     ):
         own_model = models.for_agent(settings)
         model = WatchedModel(own_model)
@@ -429,6 +468,20 @@ async def open_agent(
         forgetting = Forgetting(database, memory, clock, vectors=paths.vectors, log_folder=instance.logs)
         schedules = Schedules(
             Jobs(database, clock), crossing, prompts, agent_id=agent_id, settings=settings, events=events, clock=clock
+        )
+        workers = WorkerDesk(
+            WorkerArchive(database, clock), WorkerLog(paths.logs), clock, mode=lambda: settings().worker_log_mode
+        )
+        mcp = McpServers(
+            agent_id=agent_id,
+            settings=lambda: settings().mcp,
+            containment=containment,
+            own_files=instance.root,
+            probe=probe,
+            tool_secrets=tool_secrets,
+            prompts=prompts,
+            tree=tree,
+            clock=clock,
         )
         parts = AgentParts(
             id=agent_id,
@@ -448,10 +501,15 @@ async def open_agent(
             briefing=briefing,
             forgetting=forgetting,
             schedules=schedules,
+            workers=workers,
+            gate=gate,
             containment=containment,
+            browsers=browsers,
             probe=probe,
             fetcher=fetcher,
             skills=skills,
+            mcp=mcp,
+            opencode=opencode,
             events=events,
             tree=tree,
             clock=clock,
@@ -466,6 +524,7 @@ async def open_agent(
                     forgetting.let_go = live.let_go
                     crossing.inject = live.said
                     forgetting.drop_files = attachments.forget
+                    forgetting.drop_worker_files = workers.forget_conversations
                     usage = UsageWriter(parts.conversations, agent_id)
                     cortex = Cortex(parts, database, model, node)
                     ingestion = Ingestion(
@@ -487,10 +546,13 @@ async def open_agent(
                     for service in (usage.run, forgetting.run, parts.messages.run, cortex.run):
                         upkeep.start_soon(service)
                     upkeep.start_soon(ingestion.run, node)
+                    upkeep.start_soon(workers.listen, events, agent_id)
+                    upkeep.start_soon(mcp.run, node)
                     await upkeep.start(delivery.run)
                     schedules.accept, schedules.channels = agent.accept, live
                     await schedules.close_stale()
                     await agent.recover()
+                    upkeep.start_soon(opencode.sweep)
                     upkeep.start_soon(schedules.run)
                     yield agent
                     channels.cancel_scope.cancel()

@@ -3,6 +3,8 @@
 Floor: agent
 """
 
+from dataclasses import asdict
+
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import AgentId
 from spacebot.conversations.records import LoggedMessage
@@ -21,4 +23,5 @@ def announce(events: EventBus, agent_id: AgentId, row: LoggedMessage) -> None:
         reply_to=row.reply_to,
         turn_id=row.turn_id,
         created_at=row.created_at,
+        **({} if row.file is None else asdict(row.file)),
     )

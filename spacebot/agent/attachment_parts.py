@@ -9,6 +9,7 @@ Source: messaging spec 13; process spec 4.7
 
 import base64
 import codecs
+import hashlib
 import mimetypes
 import re
 import unicodedata
@@ -26,6 +27,7 @@ from spacebot.llm.messages import Image, Part, Text
 from spacebot.messaging.messages import Attachment
 
 FOLDER = "attachments"  # in the workspace
+PRIVATE = "_direct"  # in it: what came in direct chats, a folder for each; no name of a file begins so
 MAX_PICTURE = 5 * 2**20 * 3 // 4  # bytes that stay within 5 MiB of base64, the least that providers take
 MAX_SHOWN = 8 * 2**20  # bytes of all pictures of a turn; each request of the turn carries them
 MAX_SIDE = 8000  # of a picture in pixels; providers refuse larger ones, and the whole request with them
@@ -78,6 +80,7 @@ class Item:
     position: int
     attachment: Attachment
     adapter_key: str
+    folder: str = ""  # below that of attachments; empty: the folder itself
     kept: KeptFile | None = None
     trouble: str = ""  # why there is nothing to show
     data: bytes = b""
@@ -90,6 +93,11 @@ class Item:
 
 
 # What a file is called
+
+
+def private_folder(channel_id: str) -> str:
+    """Where, below the folder of attachments, the files of one direct chat lie: known to whoever knows the chat."""
+    return f"{PRIVATE}/{hashlib.sha256(channel_id.encode()).hexdigest()[:24]}"
 
 
 def safe_name(filename: str, media_type: str) -> str:

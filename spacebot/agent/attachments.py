@@ -23,6 +23,7 @@ import trio
 
 from spacebot.agent.attachment_parts import (
     FOLDER,
+    PRIVATE,
     Item,
     free_names,
     is_audio,
@@ -32,6 +33,7 @@ from spacebot.agent.attachment_parts import (
     merged,
     note_of,
     parts_of,
+    private_folder,
     safe_name,
 )
 from spacebot.agent.prompts import Prompts
@@ -143,7 +145,7 @@ class AttachmentDesk:
         Cancel: what was fetched whole is kept.
         """
         items = [
-            Item(journalled.id, position, attachment, journalled.message.adapter_key)
+            Item(journalled.id, position, attachment, journalled.message.adapter_key, await self._folder_of(journalled))
             for journalled in messages
             for position, attachment in enumerate(journalled.message.attachments)
         ]
@@ -165,7 +167,29 @@ class AttachmentDesk:
 
     async def is_open_to(self, channel_id: ConversationId, parts: tuple[str, ...]) -> bool:
         """Whether a file of the workspace (as parts of its path) did not come in a direct chat other than this one."""
-        return FOLDER not in parts[:-1] or await self._rows.is_open_to(channel_id, parts[-1])
+        if FOLDER not in parts[:-1]:
+            return True
+        below = parts[len(parts) - parts[::-1].index(FOLDER) :]
+        return await self._rows.is_open_to(channel_id, "/".join(below))
+
+    def folder_of(self, channel_id: ConversationId) -> Path:
+        """Where the files of a conversation lie that nobody else may see; it need not exist."""
+        return self._workspace / FOLDER / private_folder(channel_id)
+
+    async def put_away(self) -> None:
+        """Move files of direct chats that lie where every worker looks: of an earlier version, or of a conversation
+        that was a shared one when they came. Errors: StorageError."""
+        for saved_name, channel_id in await self._rows.exposed(PRIVATE):
+            moved = await trio.to_thread.run_sync(self._move, saved_name, private_folder(channel_id))
+            if moved is not None:
+                await self._rows.rename(saved_name, moved)
+
+    async def _folder_of(self, journalled: Journalled) -> str:
+        channel_id = journalled.message.conversation_id
+        if not journalled.message.attachments:
+            return ""
+        is_private = journalled.message.is_direct or await self._rows.is_private(channel_id)
+        return private_folder(channel_id) if is_private else ""
 
     # Fetching
 
@@ -273,7 +297,9 @@ class AttachmentDesk:
             with trio.CancelScope(shield=True):  # from here on it takes a moment, and then nobody fetches it again
                 item.data = await trio.to_thread.run_sync(passing.read_bytes)
                 kind = media_type_of(item.attachment, fetched.media_type, item.data)
-                saved = await trio.to_thread.run_sync(self._keep, item.attachment.filename, kind, item.data)
+                saved = await trio.to_thread.run_sync(
+                    self._keep, item.folder, item.attachment.filename, kind, item.data
+                )
                 item.kept = KeptFile(
                     message_id=item.message_id, position=item.position, filename=item.attachment.filename,
                     saved_name=saved, media_type=kind, size_bytes=len(item.data),
@@ -318,10 +344,10 @@ class AttachmentDesk:
             for path in self._incoming.iterdir():
                 _remove_quietly(path)
 
-    def _keep(self, filename: str, media_type: str, data: bytes) -> str:
-        """Write a file under a name that is free; returns the name. Errors: ToolError, OSError."""
+    def _keep(self, below: str, filename: str, media_type: str, data: bytes) -> str:
+        """Write a file under a name that is free; returns its path below the folder. Errors: ToolError, OSError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open_folder(self._place(), create=True) as folder:
+        with open_folder(self._place(*_steps(below)), create=True) as folder:
             for name in free_names(safe_name(filename, media_type)):
                 try:
                     descriptor = os.open(name, flags, 0o644, dir_fd=folder)
@@ -334,21 +360,35 @@ class AttachmentDesk:
                     with suppress(OSError):
                         os.unlink(name, dir_fd=folder)
                     raise
-                return name
+                return "/".join((*_steps(below), name))
         raise AssertionError("names do not end")
 
     def _load(self, saved_name: str) -> bytes:
-        with open_file(self._place(saved_name)) as descriptor, open(os.dup(descriptor), "rb") as file:
+        with open_file(self._place(*_steps(saved_name))) as descriptor, open(os.dup(descriptor), "rb") as file:
             data = file.read(MAX_FILE + 1)
         if len(data) > MAX_FILE:
             raise ToolError("it has grown")
         return data
 
     def _remove(self, names: Collection[str]) -> None:
-        with suppress(ToolError), open_folder(self._place()) as folder:
-            for name in names:
-                with suppress(OSError):
-                    os.unlink(name, dir_fd=folder)
+        for saved_name in names:
+            *above, name = _steps(saved_name)
+            with suppress(ToolError, OSError), open_folder(self._place(*above)) as folder:
+                os.unlink(name, dir_fd=folder)
+
+    def _move(self, saved_name: str, below: str) -> str | None:
+        """Put a kept file into a private folder; returns its new path, None when it is not there any more."""
+        *above, name = _steps(saved_name)
+        with (
+            suppress(ToolError, OSError),
+            open_folder(self._place(*above)) as source,
+            open_folder(self._place(*_steps(below)), create=True) as target,
+        ):
+            taken = set(os.listdir(target))
+            free = next(candidate for candidate in free_names(name) if candidate not in taken)
+            os.rename(name, free, src_dir_fd=source, dst_dir_fd=target)
+            return f"{below}/{free}"
+        return None
 
     async def _sweep(self) -> None:
         """Once an hour: keep the folder small by removing the oldest files."""
@@ -363,10 +403,11 @@ class AttachmentDesk:
         removed: list[str] = []
         with suppress(ToolError, OSError), open_folder(self._place()) as folder:
             found: list[tuple[int, str, int]] = []
-            for entry in os.scandir(folder):
-                status = entry.stat(follow_symlinks=False)
-                if stat.S_ISREG(status.st_mode):
-                    found.append((status.st_mtime_ns, entry.name, status.st_size))
+            for below, _, names, inner in os.fwalk(".", follow_symlinks=False, dir_fd=folder):
+                for name in names:
+                    status = os.stat(name, dir_fd=inner, follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode):
+                        found.append((status.st_mtime_ns, os.path.normpath(f"{below}/{name}"), status.st_size))
             total = sum(size for _, _, size in found)
             for _, name, size in sorted(found):
                 if total <= MAX_FOLDER:
@@ -375,6 +416,10 @@ class AttachmentDesk:
                 removed.append(name)
                 total -= size
         return removed
+
+
+def _steps(path: str) -> list[str]:
+    return [step for step in path.split("/") if step]
 
 
 async def _locate(item: Item, courier: Courier) -> Location:

@@ -10,7 +10,7 @@ Source:  process spec 11; pitfalls P32, P35, P43
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ import trio
 from spacebot.agent.engine import Ending, Engine, last_words
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.render import neutral, render_transcript
-from spacebot.agent.toolsets import console_tools
+from spacebot.agent.toolsets import open_console_tools
 from spacebot.base.clock import format_local
 from spacebot.base.errors import BusyError, ModelError, RefusedError, StorageError, ToolError
 from spacebot.base.ids import ConversationId, is_uuid, new_uuid
@@ -186,8 +186,11 @@ class _Run:
         return Outcome(NodeState.TIMED_OUT, f"no answer within {patience:.0f} s")
 
     async def _answer(self) -> Outcome:
+        async with open_console_tools(self._parts, self.node) as tools:
+            return await self._answer_with(tools)
+
+    async def _answer_with(self, tools: Sequence[Tool]) -> Outcome:
         parts = self._parts
-        tools = console_tools(parts, self.node)
         engine = Engine(
             model=parts.model,
             kind=ProcessKind.CORTEX,

@@ -13,18 +13,21 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import trio
 
 from spacebot.agent.branch import run_branch
+from spacebot.agent.opencode_worker import OpenCodeWorker
 from spacebot.agent.pacing import RETRY_S
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.status import StatusBlock
-from spacebot.agent.toolsets import branch_tools, worker_tools
+from spacebot.agent.toolsets import branch_tools, open_worker_tools
 from spacebot.agent.turn import Turn
 from spacebot.agent.worker import Worker
-from spacebot.base.errors import RefusedError, StorageError, ToolError
-from spacebot.base.events import EventKind
+from spacebot.base.clock import monotonic_s
+from spacebot.base.errors import StorageError, ToolError
+from spacebot.base.events import EventKind, EventValue
 from spacebot.base.ids import ConversationId, NodeId, TurnId
 from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
@@ -33,6 +36,7 @@ from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
 from spacebot.conversations.records import BranchRun, PendingResult, WorkerRun
 from spacebot.llm.messages import ModelMessage
 from spacebot.memory.types import Provenance
+from spacebot.tools.delegation import TwinError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +73,7 @@ class Delegates:
         self._fork = fork
         self._turn = turn
         self._ended = ended
-        self._workers: dict[str, Worker] = {}
+        self._workers: dict[str, Worker | OpenCodeWorker] = {}
         self._branches: dict[str, BranchRun] = {}
         self._spawning: set[str] = set()
         self._uncommitted = 0  # ends of processes that the disk refused
@@ -199,23 +203,27 @@ class Delegates:
         is_interactive: bool,
         task_type: str | None,
         skill: str | None = None,
+        directory: str | None = None,
         origin: Node | None = None,
     ) -> str:
         """Start a worker; returns its id once its row is on disk.
 
         Args:
             skill: goes whole into what it reads first.
+            directory: where OpenCode does the work; None for the built-in worker.
 
-        Errors: LimitReachedError; RefusedError when the same task runs already (P55); ToolError for an unknown skill.
+        Errors: LimitReachedError; TwinError when the same task runs already (P55), or another one has the directory
+            (P62); ToolError for an unknown skill, a directory out of reach, or when OpenCode cannot work here.
         """
         key = " ".join(task.split()).casefold()
         twin = next(
             (n for n in self._status.live(NodeKind.WORKER) if " ".join(n.description.split()).casefold() == key), None
         )
         if twin is not None or key in self._spawning:
-            raise RefusedError(
+            raise TwinError(
                 f"a worker does exactly this already ({twin.id if twin else 'just starting'}); "
-                "wait for its result, or use route to add to it"
+                "wait for its result, or use route to add to it",
+                twin.id if twin else None,
             )
         self._spawning.add(key)
         try:
@@ -230,10 +238,32 @@ class Delegates:
                 turn_id=cause.turn_id if cause else turn.id if turn else None,
                 reply_to=cause.reply_to if cause else turn.reply_to if turn else None,
                 origin=origin.id if origin else None,
+                worker_type="builtin" if directory is None else "opencode",
+                directory=None if directory is None else await self._open_directory(directory),
             )  # fmt: skip
             return await self.start_worker(run, brief=brief)
         finally:
             self._spawning.discard(key)
+
+    def worker_abilities(self) -> tuple[str, ...]:
+        """What workers have beside commands and files, as the live configuration has it."""
+        settings = self._parts.settings()
+        has = {"a browser": settings.browser.enabled, "web search": settings.brave_search_key is not None}
+        return tuple(name for name, is_there in has.items() if is_there)
+
+    def routed_task_types(self) -> tuple[str, ...]:
+        """Kinds of work for which the owner has chosen a model."""
+        return tuple(sorted(self._parts.settings().routing.task_overrides))
+
+    def offers_opencode(self) -> bool:
+        """Whether workers may be OpenCode."""
+        return self._parts.opencode.is_offered
+
+    async def _open_directory(self, text: str) -> str:
+        containment = self._parts.containment
+        containment.backend = await self._parts.probe()
+        await self._parts.opencode.check(containment)
+        return str(await self._parts.opencode.find_folder(text, containment))
 
     async def _brief(self, task: str, name: str) -> str:
         """The task with a skill's recipe; it stands in the transcript, so it outlasts a restart."""
@@ -259,28 +289,49 @@ class Delegates:
             self._parts.containment.backend = await self._parts.probe()
             is_new = not run.id
             run = replace(run, id=node.id)
-            fork = self._fork() if settings.worker.context == "fork" and not run.transcript else ()
-            worker = Worker(
-                self._parts,
-                node,
-                run,
-                tools=worker_tools(self._parts, node),
-                fork=fork,
-                brief=brief,
-                publish=lambda outcome: self._publish(run, outcome),
-                changed=self._worker_changed,
-            )
+            worker = self._make_worker(node, run, brief)
             if is_new:
                 await self._parts.conversations.start_worker(run)
         except BaseException:
+            self._parts.opencode.give_back(node.id)
             self._parts.tree.remove(node)
             raise
         self._workers[node.id] = worker
-        self._emit(EventKind.WORKER_STARTED, worker_id=node.id, task=cut_bytes(run.task, EVENT_BYTES))
+        self._parts.workers.enter(worker)
+        self._emit(
+            EventKind.WORKER_STARTED,
+            worker_id=node.id,
+            task=cut_bytes(run.task, EVENT_BYTES),
+            task_type=run.task_type,
+            worker_type=run.worker_type,
+        )
         self._nursery.start_soon(self._run_worker, worker)
         return node.id
 
-    async def _run_worker(self, worker: Worker) -> None:
+    def _make_worker(self, node: Node, run: WorkerRun, brief: str | None) -> Worker | OpenCodeWorker:
+        """The worker itself. Errors: TwinError when its directory is taken; StorageError for a damaged transcript."""
+
+        async def publish(outcome: Outcome) -> None:
+            await self._publish(run, outcome)
+
+        if run.worker_type == "opencode":
+            claim = self._parts.opencode.claim(Path(run.directory or ""), node.id)
+            return OpenCodeWorker(
+                self._parts, node, run, claim=claim, brief=brief, publish=publish, changed=self._worker_changed
+            )
+        is_fork = self._parts.settings().worker.context == "fork" and not run.transcript
+        return Worker(
+            self._parts,
+            node,
+            run,
+            tools=partial(open_worker_tools, self._parts, node),
+            fork=self._fork() if is_fork else (),
+            brief=brief,
+            publish=publish,
+            changed=self._worker_changed,
+        )
+
+    async def _run_worker(self, worker: Worker | OpenCodeWorker) -> None:
         node, run = worker.node, worker.run_row
 
         async def settle(outcome: Outcome) -> None:
@@ -288,6 +339,8 @@ class Delegates:
                 outcome = replace(outcome, text=f"{outcome.text}. So far: {worker.found}")
             outcome = replace(outcome, text=scrub(outcome.text))
             self._workers.pop(node.id, None)
+            self._parts.workers.leave(worker)
+            self._parts.opencode.give_back(node.id)
             is_stop = outcome.state is NodeState.INTERRUPTED
             if is_stop and worker.is_waiting:
                 return  # its row says "waiting"; the next start finds it so
@@ -296,6 +349,10 @@ class Delegates:
             retired = run.is_interactive and outcome.state is NodeState.DONE
             tell = not (is_stop or retired or node.id in self._quiet)
             await self._commit(partial(finish, outcome, tell), node.id, what="end of process")
+            if not is_stop:
+                await self._parts.workers.ended(run, outcome, transcript=worker.transcript, tool_calls=node.tool_calls)
+                assert self._nursery is not None
+                self._nursery.start_soon(self._parts.workers.tidy)
 
         async def finish(outcome: Outcome, tell: bool) -> None:
             result = await self._parts.conversations.finish_worker(
@@ -312,6 +369,8 @@ class Delegates:
                 worker_id=node.id,
                 result=cut_bytes(outcome.text, EVENT_BYTES),
                 state=str(outcome.state),
+                worker_type=run.worker_type,
+                duration_s=round(monotonic_s() - node.started_monotonic, 3),
             )
 
         await self._parts.tree.supervise(node, worker.run, settle=settle)
@@ -338,7 +397,7 @@ class Delegates:
         finally:
             self._publishing -= 1
 
-    def _worker_changed(self, worker: Worker) -> None:
+    def _worker_changed(self, worker: Worker | OpenCodeWorker) -> None:
         self._emit(
             EventKind.WORKER_STATUS, worker_id=worker.node.id, status=worker.node.status, state=str(worker.node.state)
         )
@@ -367,5 +426,5 @@ class Delegates:
         node.cancel(reason)
         return True
 
-    def _emit(self, kind: EventKind, /, **fields: str | int | bool | None) -> None:
+    def _emit(self, kind: EventKind, /, **fields: EventValue) -> None:
         self._parts.events.emit(kind, agent_id=self._parts.id, channel_id=self._channel_id, **fields)

@@ -7,17 +7,22 @@ Flow:    messages -> fit -> repair -> model -> calls -> results -> messages … 
 Floor:   agent
 """
 
+import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+import trio
+
 from spacebot.agent.guard import LoopGuard
-from spacebot.base.errors import ContextOverflowError, SpacebotError, StorageError, ToolError
-from spacebot.base.events import EventBus, EventKind
-from spacebot.base.redaction import scrub
-from spacebot.base.text import clean_unicode
+from spacebot.base.clock import monotonic_s
+from spacebot.base.errors import ContextOverflowError, DeniedError, SpacebotError, StorageError, ToolError
+from spacebot.base.events import EventBus, EventKind, EventValue
+from spacebot.base.redaction import MASK, scrub
+from spacebot.base.telemetry import kv
+from spacebot.base.text import clean_unicode, cut_bytes
 from spacebot.base.tree import Node
 from spacebot.llm.history import drop_oldest, fit, is_boundary, repair
 from spacebot.llm.messages import (
@@ -36,13 +41,15 @@ from spacebot.llm.messages import (
     ToolSpec,
     Usage,
 )
-from spacebot.tools.contract import Tool, ToolOutput, capped, parse_arguments
+from spacebot.tools.contract import RESULT_CAP, Tool, ToolOutput, capped, parse_arguments
 
 log = logging.getLogger(__name__)
 
 OVERFLOW_RETRIES = 2  # process spec 18
 OVERFLOW_DROP = 0.75  # share of the history that goes when the provider says it is too long
 COMMITS = frozenset({"reply", "react"})  # nothing goes on when these cannot be written down
+ARGUMENTS_CAP = 2000  # bytes of a call's arguments in an event; tools spec 1
+SCRUBBED_HERE = 8000  # characters of a result that the loop looks through itself; a thread does the longer ones
 LAST = frozenset(
     {"reply", "skip", "memory_persistence_complete", "write_summary"}
 )  # run after all other calls of their step
@@ -86,6 +93,7 @@ class Engine:
     overflow_note: str
     task_type: str | None = None
     guard: LoopGuard = field(init=False)
+    _newest: dict[str, str] = field(init=False, default_factory=dict)  # what a result shows -> its call
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guard", LoopGuard(self.kind))
@@ -118,11 +126,12 @@ class Engine:
             usage += reply.usage
             message = reply.message
             if message.parts:
-                messages.append(message)
+                messages.append(_without_secrets(message, self.node.id))
             text = message.text.strip() or text
             if not message.tool_calls:
                 return EngineResult(ending=Ending.TEXT, text=message.text.strip(), calls=calls, usage=usage)
             outputs = await self._run_calls(message.tool_calls)
+            self._supersede(messages, message.tool_calls, outputs)
             calls += sum(not output.is_error for output in outputs)
             messages.append(
                 ModelMessage(
@@ -161,6 +170,28 @@ class Engine:
                 messages[:cut] = [ModelMessage.user(self.overflow_note), *asked]
         raise AssertionError("unreachable")
 
+    def _supersede(
+        self, messages: list[ModelMessage], calls: tuple[ToolCall, ...], outputs: Sequence[ToolOutput]
+    ) -> None:
+        """Leave a word in place of earlier results that showed what one of these shows anew."""
+        old: dict[str, str] = {}
+        for call, output in zip(calls, outputs, strict=True):
+            if output.supersedes is not None and not output.is_error:
+                if (earlier := self._newest.get(output.supersedes)) is not None:
+                    old[earlier] = output.supersedes
+                self._newest[output.supersedes] = call.id
+        if not old:
+            return
+        for place, message in enumerate(messages):
+            if any(isinstance(part, ToolResult) and part.call_id in old for part in message.parts):
+                parts = tuple(
+                    replace(part, text=f"[an older {old[part.call_id]}; a newer one follows]")
+                    if isinstance(part, ToolResult) and part.call_id in old
+                    else part
+                    for part in message.parts
+                )
+                messages[place] = replace(message, parts=parts)
+
     async def _run_calls(self, calls: tuple[ToolCall, ...]) -> list[ToolOutput]:
         outputs: dict[int, ToolOutput] = {}
         order = sorted(range(len(calls)), key=lambda i: calls[i].name in LAST)
@@ -172,19 +203,39 @@ class Engine:
         """Run one call; whatever happens in it becomes its result."""
         self.node.tool_calls += 1
         self.node.progress()
-        self._tell(EventKind.TOOL_STARTED, call)
+        began = monotonic_s()
+        self._tell(EventKind.TOOL_STARTED, call, arguments=shown_arguments(call))
         if (refusal := self.guard.before(call)) is not None:
             output = ToolOutput(refusal, is_error=True)
         else:
             output = await self._guarded(call)
             output = ToolOutput(
-                self.guard.after(call, capped(clean_unicode(output.text))),
+                self.guard.after(call, await self._scrubbed(call, clean_unicode(output.text))),
                 is_error=output.is_error,
                 ends_turn=output.ends_turn,
+                supersedes=output.supersedes,
             )
         self.node.progress()
-        self._tell(EventKind.TOOL_COMPLETED, call, is_error=output.is_error)
+        self._tell(
+            EventKind.TOOL_COMPLETED,
+            call,
+            is_error=output.is_error,
+            is_known=call.name in self.tools,
+            result=cut_bytes(output.text, RESULT_CAP),
+            duration_s=round(monotonic_s() - began, 4),
+        )
         return output
+
+    async def _scrubbed(self, call: ToolCall, text: str) -> str:
+        """A result within the cap and without secrets: from here on it is in the history and the transcript.
+
+        The first cut is wide, so that what it tears apart lies in the part that the second one leaves out.
+        """
+        text = capped(text, 2 * RESULT_CAP)
+        shown = scrub(text) if len(text) <= SCRUBBED_HERE else await trio.to_thread.run_sync(scrub, text)
+        if MASK in shown:  # many tools scrub their results themselves
+            log.info("secret kept out of a result", extra=kv(tool=call.name, call=call.id, process=self.node.id))
+        return capped(shown)
 
     async def _guarded(self, call: ToolCall) -> ToolOutput:
         tool = self.tools.get(call.name)
@@ -192,6 +243,9 @@ class Engine:
             return ToolOutput(f"there is no tool {call.name!r}; you have: {', '.join(self.tools)}", is_error=True)
         try:
             return await tool.call(parse_arguments(tool, call), self.node)
+        except DeniedError as error:
+            log.warning("call denied", extra=kv(tool=call.name, call=call.id, process=self.node.id, about=error.about))
+            return ToolOutput(str(error), is_error=True)
         except ToolError as error:
             return ToolOutput(str(error), is_error=True)
         except StorageError as error:
@@ -204,7 +258,7 @@ class Engine:
             log.error("tool failed", exc_info=error, extra={"kv": {"tool": call.name, "process": self.node.id}})
             return ToolOutput(f"the tool {call.name!r} failed ({type(error).__name__}); try another way", is_error=True)
 
-    def _tell(self, kind: EventKind, call: ToolCall, **fields: bool) -> None:
+    def _tell(self, kind: EventKind, call: ToolCall, **fields: EventValue) -> None:
         self.events.emit(
             kind,
             agent_id=self.node.agent_id,
@@ -239,6 +293,42 @@ def _clean(reply: ModelReply) -> ModelReply:
         return part
 
     return replace(reply, parts=tuple(clean_part(part) for part in reply.parts))
+
+
+def shown_arguments(call: ToolCall) -> str:
+    """A call's arguments for observers: without secrets, cut. What the cut tears apart is left out."""
+    raw = call.raw_arguments
+    if call.arguments is not None:
+        raw = json.dumps(dict(call.arguments), ensure_ascii=False)
+    return cut_bytes(scrub(clean_unicode(raw[: 2 * ARGUMENTS_CAP])), ARGUMENTS_CAP)
+
+
+def _without_secrets(message: ModelMessage, process: str) -> ModelMessage:
+    """What the model said and called, as the history keeps it; the calls themselves run as they came."""
+
+    def clean(value: Any) -> Any:
+        match value:
+            case str():
+                return scrub(value)
+            case dict():
+                return {scrub(key): clean(item) for key, item in value.items()}
+            case list():
+                return [clean(item) for item in value]
+        return value
+
+    def clean_part(part: Part) -> Part:
+        match part:
+            case Text(text):
+                return Text(scrub(text))
+            case ToolCall(call_id, name, arguments, raw) if scrub(raw) != raw:
+                kept = clean(arguments)
+                return ToolCall(call_id, name, kept, scrub(raw) if kept is None else json.dumps(kept))
+        return part
+
+    kept = replace(message, parts=tuple(map(clean_part, message.parts)))
+    if kept != message:
+        log.info("secret kept out of the history", extra=kv(process=process))
+    return kept
 
 
 def last_words(messages: list[ModelMessage]) -> str:

@@ -6,6 +6,7 @@ What goes, for a person `platform:user`:
     what they said elsewhere                    the rows stay as "(erased)", so that numbers and the ledger hold; with
                                                 them the replies of the turns that took them, what those turns set to
                                                 work, what others quoted to answer it, summaries that cover it
+    files                                       that came with their messages; log files of workers where they spoke
     memories                                    learned from them, about them, private to them; made from those by the
                                                 cortex; each with its vector and edges, and the bulletins made of them
 
@@ -121,6 +122,7 @@ class Forgetting:
         self._vectors = vectors
         self.let_go = let_go or _nothing_to_let_go
         self.drop_files: Callable[[Collection[MessageId]], Awaitable[None]] = _no_files  # those that came with messages
+        self.drop_worker_files: Callable[[Collection[str]], Awaitable[None]] = _no_worker_files
         self.confirmations = Confirmations()
         self._log_folder = log_folder
         self._turn = trio.Lock()  # one person after the other
@@ -239,6 +241,7 @@ class Forgetting:
                 gone.update(ids)
             said = await self._database.read(partial(_messages_of, who=who))
             await self.drop_files(said)  # while it is known whose they are
+            await self.drop_worker_files([*scope.own, *scope.rooms])
             erased = await self._database.write(partial(erase_log, who=who, now=self._clock.text()))
             traces = {*gone, *scope.messages, *scope.own}
             events += await self._erase_events(who, traces)  # what was noted meanwhile
@@ -306,6 +309,10 @@ def _messages_of(c: Connection, who: Person) -> list[MessageId]:
 
 
 async def _no_files(message_ids: Collection[MessageId]) -> None:
+    return None
+
+
+async def _no_worker_files(channels: Collection[str]) -> None:
     return None
 
 

@@ -2,8 +2,13 @@
 
 A verdict never ends a process. A blocked call is skipped, and the explanation becomes its result.
 Counts are of calls in a row: a different call in between starts them anew (process spec 17.3, P71, P73).
+From the first warning to the block a call is warned of (block - warn) times, more often where polling is meant.
 
-Floor: agent
+Looking at something that may change by itself is polling: commands that wait or ask for a state, and the browser's
+looks at its page. A look between two actions is how a page is worked with, so it makes no ping-pong.
+
+Floor:  agent
+Source: tools spec 16
 """
 
 import hashlib
@@ -17,8 +22,11 @@ from spacebot.llm.messages import ProcessKind, ToolCall
 HISTORY = 30
 OUTCOME_BYTES = 1000  # of a result, that make two outcomes the same
 POLL_WORDS = re.compile(r"\b(?:status|poll|wait|watch|tail|ps|jobs|pgrep|kubectl get)\b")
-POLL_BYTES = 200  # longer commands are no mere polling
-PING_PONG = ((2, 6), (3, 9))  # pattern length, calls looked at
+POLL_CHARACTERS = 200  # longer commands are no mere polling
+COMMANDS = frozenset({"shell", "exec"})
+LOOKS = frozenset({"snapshot", "tabs"})  # actions of the browser that only look
+PING_PONG = (2, 3)  # lengths of patterns that are looked for
+PATTERN_WARNING = 3  # repeats; six calls of a pair, nine of three
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +37,15 @@ class GuardLimits:
     block: int
     poll_factor: int
     same_outcome_block: int
+    pattern_block: int  # repeats of a pattern
 
 
 LIMITS = {
-    ProcessKind.WORKER: GuardLimits(warn=4, block=7, poll_factor=3, same_outcome_block=4),
-    ProcessKind.BRANCH: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3),
-    ProcessKind.CORTEX: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3),
-    ProcessKind.CHANNEL: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3),
-    ProcessKind.COMPACTOR: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3),
+    ProcessKind.WORKER: GuardLimits(warn=4, block=7, poll_factor=3, same_outcome_block=4, pattern_block=4),
+    ProcessKind.BRANCH: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3, pattern_block=3),
+    ProcessKind.CORTEX: GuardLimits(warn=3, block=5, poll_factor=2, same_outcome_block=3, pattern_block=3),
+    ProcessKind.CHANNEL: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3, pattern_block=3),
+    ProcessKind.COMPACTOR: GuardLimits(warn=2, block=4, poll_factor=2, same_outcome_block=3, pattern_block=3),
 }
 
 
@@ -49,18 +58,24 @@ class LoopGuard:
         self._in_a_row = 0
         self._outcomes: deque[str] = deque(maxlen=HISTORY)
         self._poisoned: set[str] = set()
+        self._looks: set[str] = set()  # calls that only looked
 
     def before(self, call: ToolCall) -> str | None:
         """Note a call; a text means: do not run it, this is its result."""
         key = _key(call)
         self._in_a_row = self._in_a_row + 1 if self._recent and self._recent[-1] == key else 1
         self._recent.append(key)
+        if _is_look(call):
+            self._looks.add(key)
+        else:
+            self._poisoned -= self._looks  # something was done: a look may show something new
         factor = self._limits.poll_factor if _is_poll(call) else 1
         if key in self._poisoned:
             return "This exact call keeps giving the same result. It was not run again; try something else."
         if self._in_a_row >= self._limits.block * factor:
             return f"The same call came {self._in_a_row} times in a row. It was not run; change the approach."
-        if factor == 1 and (length := self._ping_pong()):
+        length, repeats = self._pattern()
+        if repeats >= self._limits.pattern_block and not _is_waiting(call):
             return f"The last calls repeat a pattern of {length}. This one was not run; change the approach."
         return None
 
@@ -82,16 +97,26 @@ class LoopGuard:
             return f"{result}\n[note: the same call gave the same result {same} times in a row]"
         if self._in_a_row >= self._limits.warn * factor:
             return f"{result}\n[note: the same call came {self._in_a_row} times in a row]"
+        length, repeats = self._pattern()
+        if repeats >= PATTERN_WARNING and not _is_waiting(call):
+            return f"{result}\n[note: the last calls repeat a pattern of {length}, {repeats} times by now]"
         return result
 
-    def _ping_pong(self) -> int | None:
+    def _pattern(self) -> tuple[int, int]:
+        """Length of the pattern that the last calls repeat, and how often; a look between actions is none."""
         recent = list(self._recent)
-        for length, span in PING_PONG:
-            tail = recent[-span:]
-            pattern = tail[:length]
-            if len(tail) == span and len(set(pattern)) > 1 and tail == pattern * (span // length):
-                return length
-        return None
+        for length in PING_PONG:
+            pattern = recent[-length:]
+            if len(set(pattern)) == 1 or (length == 2 and len(self._looks.intersection(pattern)) == 1):
+                continue
+            repeats = 0
+            while recent[-length:] == pattern:
+                del recent[-length:]
+                repeats += 1
+            if repeats >= PATTERN_WARNING:
+                return length, repeats
+            recent = list(self._recent)
+        return 0, 0
 
 
 def _key(call: ToolCall) -> str:
@@ -100,7 +125,15 @@ def _key(call: ToolCall) -> str:
 
 
 def _is_poll(call: ToolCall) -> bool:
-    if call.name not in ("shell", "exec"):
+    return _is_look(call) or _is_waiting(call)
+
+
+def _is_waiting(call: ToolCall) -> bool:
+    if call.name not in COMMANDS:
         return False
-    text = json.dumps(dict(call.arguments or {}))
-    return len(text) < POLL_BYTES and POLL_WORDS.search(text) is not None
+    text = json.dumps(dict(call.arguments or {}), ensure_ascii=False)
+    return len(text) < POLL_CHARACTERS and POLL_WORDS.search(text) is not None
+
+
+def _is_look(call: ToolCall) -> bool:
+    return call.name == "browser" and (call.arguments or {}).get("action") in LOOKS

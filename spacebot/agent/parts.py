@@ -16,8 +16,10 @@ from spacebot.agent.bulletin import CANDIDATES, Briefing, known_groups
 from spacebot.agent.crossing import Crossing
 from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import Forgetting
+from spacebot.agent.mcp import McpServers
 from spacebot.agent.prompts import Prompts
 from spacebot.agent.scheduled import Schedules
+from spacebot.agent.worker_desk import WorkerDesk
 from spacebot.base.clock import Clock, parse_zone
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventBus
@@ -33,6 +35,9 @@ from spacebot.conversations.rooms import Rooms
 from spacebot.llm.messages import Model, ProcessKind
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import Viewer
+from spacebot.tools.browser.session import Browsers
+from spacebot.tools.opencode.pool import OpenCode
+from spacebot.tools.permissions import Gate
 from spacebot.tools.sandbox import Backend, Containment
 from spacebot.tools.skills import SkillShelf
 
@@ -64,6 +69,7 @@ class AgentParts:
     Args:
         settings: the agent's table of the live configuration; read at use time.
         window: tokens that a request of a kind of process may have, answer included.
+        gate: what the owner permits, asked by every tool at every call.
         containment: the policy on paths, environment and sandbox for what workers run.
         probe: finds out, once, what can contain commands on this machine.
     """
@@ -85,10 +91,15 @@ class AgentParts:
     briefing: Briefing
     forgetting: Forgetting
     schedules: Schedules
+    workers: WorkerDesk
+    gate: Gate
     containment: Containment
+    browsers: Browsers
     probe: Callable[[], Awaitable[Backend]]
     fetcher: Fetcher
     skills: SkillShelf
+    mcp: McpServers
+    opencode: OpenCode
     events: EventBus
     tree: Tree
     clock: Clock

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 IDENTITY_FILES = ("SOUL", "IDENTITY", "USER")
 VOLATILE = frozenset({"status_block", "current_time", "memory_bulletin"})  # change from turn to turn
 MAX_FILE_BYTES = 256_000
+MOST_SPECS = 500  # made and kept
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
 
@@ -49,7 +50,7 @@ class Prompts:
         self._folders = folders
         self._identity_folder = identity_folder
         self._set = current
-        self._specs: dict[type, ToolSpec] = {}
+        self._specs: dict[tuple[object, ...], ToolSpec] = {}
         self._stable: dict[str, tuple[dict[str, str], str]] = {}  # with what it was filled in
         self._fixed: dict[str, str] = {}  # rendered without variables
 
@@ -88,12 +89,28 @@ class Prompts:
         """Whether a template mentions a variable."""
         return variable in self._set.variables.get(name, frozenset())
 
+    @property
+    def tool_names(self) -> frozenset[str]:
+        """The names of all tools of the program's own."""
+        return frozenset(name.removeprefix("tools/") for name in self._set.sources if name.startswith("tools/"))
+
     def tool_spec(self, tool: Tool) -> ToolSpec:
-        """The tool as models see it; the same object each time until the prompts change."""
-        spec = self._specs.get(type(tool))
+        """The tool as models see it; the same object each time until the prompts or its words change.
+
+        A tool's `words` (a mapping of texts), where it has some, go into its description. One that is not ours
+        brings its whole `spec`.
+        """
+        own: ToolSpec | None = getattr(tool, "spec", None)
+        if own is not None:
+            return own
+        words: Mapping[str, str] = getattr(tool, "words", {})
+        key = (type(tool), tool.arguments, tuple(sorted(words.items())))
+        spec = self._specs.get(key)
         if spec is None:
-            spec = ToolSpec(tool.name, self.render(f"tools/{tool.name}"), schema_of(tool.arguments))
-            self._specs[type(tool)] = spec
+            if len(self._specs) >= MOST_SPECS:
+                self._specs.clear()  # words that come from live settings change now and then
+            spec = ToolSpec(tool.name, self.render(f"tools/{tool.name}", **words), schema_of(tool.arguments))
+            self._specs[key] = spec
         return spec
 
     async def reload(self) -> list[str]:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from spacebot.agent.crossing import HOME, Crossing
 from spacebot.agent.prompts import Prompts
 from spacebot.base.clock import Clock, format_local, from_text, parse_zone
-from spacebot.base.errors import RefusedError, SpacebotError, StorageError, ToolError
+from spacebot.base.errors import DeniedError, RefusedError, SpacebotError, StorageError, ToolError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.ids import AgentId, ConversationId, platform_of
 from spacebot.base.redaction import scrub
@@ -198,9 +198,13 @@ class Schedules:
 
     # For a conversation
 
-    def desk(self, here: ConversationId, provenance: Provenance) -> "Desk":
-        """What the tool of a conversation may do."""
-        return Desk(self, self._jobs, self._crossing, here, provenance)
+    def desk(self, here: ConversationId, provenance: Provenance, *, may_go_elsewhere: bool = True) -> "Desk":
+        """What the tool of a conversation may do.
+
+        Args:
+            may_go_elsewhere: False for strangers in direct chats: they neither see nor reach other places.
+        """
+        return Desk(self, self._jobs, self._crossing, here, provenance, may_go_elsewhere=may_go_elsewhere)
 
     def shown(self, job: Job) -> dict[str, Any]:
         """A job as the model sees it."""
@@ -364,19 +368,29 @@ class Desk:
     """
 
     def __init__(
-        self, schedules: Schedules, jobs: Jobs, crossing: Crossing, here: ConversationId, provenance: Provenance
+        self,
+        schedules: Schedules,
+        jobs: Jobs,
+        crossing: Crossing,
+        here: ConversationId,
+        provenance: Provenance,
+        *,
+        may_go_elsewhere: bool,
     ) -> None:
         self._schedules = schedules
         self._jobs = jobs
         self._crossing = crossing
         self._here = here
         self._provenance = provenance
+        self._may_go_elsewhere = may_go_elsewhere
 
     async def create(self, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         """Make a job that delivers here unless it says otherwise. Errors: RefusedError, ToolError, StorageError."""
         if platform_of(self._here) == PLATFORM:
             raise RefusedError("a run of a schedule cannot make schedules; say what should be scheduled instead")
         target, person = str(fields.get("delivery_target") or ORIGIN), self._provenance.user_id
+        if target not in (ORIGIN, self._here) and not self._may_go_elsewhere:
+            raise DeniedError("from here a job can deliver here only; leave delivery_target out", about="job elsewhere")
         if target.casefold() == HOME:
             target = HOME
         elif target != ORIGIN:
@@ -397,7 +411,8 @@ class Desk:
         """Those that this conversation may know of."""
         origin = await self._origin()
         jobs = await self._jobs.all()
-        return [self._schedules.shown(job) for job in jobs if job.origin == origin or not job.is_private]
+        seen = [job for job in jobs if job.origin == origin or (self._may_go_elsewhere and not job.is_private)]
+        return [self._schedules.shown(job) for job in seen]
 
     async def delete(self, job_id: str) -> None:
         """Delete a job of this conversation."""
@@ -412,7 +427,7 @@ class Desk:
     async def _own(self, job_id: str) -> None:
         origin = await self._origin()
         job = next((job for job in await self._jobs.all() if job.id == job_id), None)
-        if job is None or (job.is_private and job.origin != origin):
+        if job is None or (job.origin != origin and (job.is_private or not self._may_go_elsewhere)):
             raise RefusedError(f"there is no job {job_id!r}; list shows those that there are")
         if job.origin != origin or origin is None:
             raise RefusedError(f"job {job_id!r} was not made in this conversation; it is changed where it was made")

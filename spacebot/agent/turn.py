@@ -16,13 +16,14 @@ from spacebot.agent.pacing import Work
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.presence import Stage
 from spacebot.agent.render import neutral, one_line, place_of, render_batch, render_message
+from spacebot.agent.scheduled import PLATFORM as SCHEDULED
 from spacebot.agent.status import StatusBlock
 from spacebot.agent.streaming import ReplyReader
 from spacebot.agent.surroundings import Surroundings
 from spacebot.base.clock import format_local, monotonic_s
 from spacebot.base.errors import ModelError, StorageError, ToolError
 from spacebot.base.events import EventKind
-from spacebot.base.ids import ConversationId, MessageId, TurnId
+from spacebot.base.ids import ConversationId, MessageId, TurnId, platform_of
 from spacebot.base.redaction import scrub
 from spacebot.base.text import cut_bytes, preview
 from spacebot.base.tree import Node, NodeState, Outcome
@@ -39,14 +40,16 @@ from spacebot.llm.messages import (
     Text,
 )
 from spacebot.memory.types import Provenance
+from spacebot.messaging.adapter import Traits
 from spacebot.messaging.codec import Extra, to_json
 from spacebot.messaging.messages import OutboundFile, OutboundKind, Rich
 from spacebot.tools.channel import React, Reply, Skip, check_outgoing, content_of, is_tool_syntax
 from spacebot.tools.contract import Tool
 from spacebot.tools.cron import Cron
-from spacebot.tools.delegation import Branch, Cancel, ChannelHandle, Route, SpawnWorker
-from spacebot.tools.rich import RichReply, SendFile
+from spacebot.tools.delegation import Branch, Cancel, ChannelHandle, Route, spawn_worker_tool
+from spacebot.tools.rich import MAX_FILE_BYTES, RichReply, SendFile
 from spacebot.tools.rooms import SendElsewhere
+from spacebot.tools.sandbox import Containment
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +249,7 @@ class Turn:
         tools: list[Tool] = [
             RichReply(self) if self._stage.adapter_key is not None else Reply(self),
             Branch(self._channel),
-            SpawnWorker(self._channel),
+            spawn_worker_tool(self._channel),
             Route(self._channel),
             Cancel(self._channel),
             Skip(self),
@@ -255,15 +258,21 @@ class Turn:
         traits = self._parts.delivery.courier.traits(key) if key is not None else None
         if self._work.messages and (traits is None or traits.can_react):
             tools.append(React(self))
-        if traits is not None and traits.max_file_bytes:
+        if max_bytes := self._largest_file(traits):
             outgoing = self._parts.paths.outgoing
-            tools.append(
-                SendFile(self, containment=self._parts.containment, outgoing=outgoing, max_bytes=traits.max_file_bytes)
-            )
-        tools.append(Cron(self._parts.schedules.desk(self._channel_id, self._provenance)))
+            tools.append(SendFile(self, containment=self._view(), outgoing=outgoing, max_bytes=max_bytes))
+        desk = self._parts.schedules.desk(self._channel_id, self._provenance, may_go_elsewhere=self._may_go_elsewhere)
+        tools.append(Cron(desk))
         if self._elsewhere:
             tools.append(SendElsewhere(self))
         return {tool.name: tool for tool in tools}
+
+    def _largest_file(self, traits: Traits | None) -> int:
+        """Bytes that a file may have that is sent here; 0 where none can be sent."""
+        if traits is not None:
+            return traits.max_file_bytes
+        is_read = self._stage.adapter_key is None and platform_of(self._channel_id) != SCHEDULED
+        return MAX_FILE_BYTES if is_read else 0  # whoever reads the log fetches the copy
 
     async def _render_prompt(self) -> str:
         """The user message of this turn: the moment, finished work, what people said."""
@@ -307,6 +316,7 @@ class Turn:
         values = {
             "workspace_dir": str(self._parts.paths.workspace),
             "skills_prompt": self._parts.skills_prompt("fragments/skills_channel"),
+            "mcp_prompt": self._parts.mcp.prompt("fragments/mcp_channel"),
         }
         prompts = self._parts.prompts
         if prompts.uses("CHANNEL", "current_time"):
@@ -355,6 +365,11 @@ class Turn:
         self._sent.append(file.filename)
         self._announce(row)
         return row.id
+
+    def _view(self) -> Containment:
+        """What this conversation sees of the agent's files: of direct chats only its own."""
+        opened = [self._parts.attachments.folder_of(self._channel_id)]
+        return self._parts.containment.view(self.id, opened=opened)
 
     async def may_send(self, parts: tuple[str, ...]) -> bool:
         """Whether a file of the workspace may be seen here: what came in another's direct chat may not."""

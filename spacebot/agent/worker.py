@@ -13,6 +13,8 @@ Source: process spec 7, with P10 to P18, P53, P55 to P60, S1 and S2
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import trio
 
@@ -58,7 +60,7 @@ class Worker:
         node: Node,
         run: WorkerRun,
         *,
-        tools: Sequence[Tool],
+        tools: Callable[[], AbstractAsyncContextManager[Sequence[Tool]]],
         fork: Sequence[ModelMessage] = (),
         brief: str | None = None,
         publish: Callable[[Outcome], Awaitable[None]],
@@ -67,6 +69,7 @@ class Worker:
         """Take what the worker needs.
 
         Args:
+            tools: opens what it works with; some of it lives as long as the worker.
             fork: the conversation, when the owner's configuration gives workers the conversation.
             brief: what it reads first instead of the bare task.
             publish: commits a finished piece of work of a worker that lives on, and tells the channel.
@@ -78,9 +81,18 @@ class Worker:
         self._publish = publish
         self._changed = changed
         self._outcome: Outcome | None = None
+        self._has_heard = False  # words came in since the model was last sent back
         self.is_waiting = run.state is NodeState.WAITING
         self._inbox_send, self._inbox = trio.open_memory_channel[str](FOLLOW_UPS)
         self._messages = from_json(run.transcript) if run.transcript else []
+        self._open_tools = tools
+        self._engine_parts: dict[str, Any] = {}
+        if not self._messages:
+            self._messages = [*fork, ModelMessage.user(brief or run.task)]
+
+    def _equip(self, tools: Sequence[Tool]) -> None:
+        """Make ready what each of its engines is made of."""
+        parts, run = self._parts, self._run
         by_name = {tool.name: tool for tool in (*tools, SetStatus(self))}
         task = parts.prompts.render(
             "WORKER",
@@ -89,12 +101,13 @@ class Worker:
             containment=parts.containment.describe(),
             is_interactive=run.is_interactive,
             skills_prompt=parts.skills_prompt("fragments/skills_worker"),
+            mcp_prompt=parts.mcp.prompt("fragments/mcp_worker"),
             current_time=format_local(parts.clock.now(), parts.zone),
         )
         self._engine_parts = {
             "model": parts.model,
             "kind": ProcessKind.WORKER,
-            "node": node,
+            "node": self._node,
             "events": parts.events,
             "system": (SystemBlock(task),),
             "tools": by_name,
@@ -103,8 +116,6 @@ class Worker:
             "overflow_note": parts.prompts.render("fragments/overflow"),
             "task_type": run.task_type,
         }
-        if not self._messages:
-            self._messages = [*fork, ModelMessage.user(brief or run.task)]
 
     @property
     def run_row(self) -> WorkerRun:
@@ -151,6 +162,11 @@ class Worker:
 
     async def run(self) -> Outcome:
         """Work; the outcome of the last piece of work, or of the waiting, is the worker's."""
+        async with self._open_tools() as tools:
+            self._equip(tools)
+            return await self._run_pieces()
+
+    async def _run_pieces(self) -> Outcome:
         if self._run.state is NodeState.WAITING:
             return await self._wait_and_go_on()
         prompt = None
@@ -205,7 +221,7 @@ class Worker:
         self._outcome = None
         earlier = ""
         nudges = 0
-        engine = Engine(**self._engine_parts)  # type: ignore[arg-type]
+        engine = Engine(**self._engine_parts)
         for segment in range(SEGMENTS):
             if prompt is not None:
                 self._messages.append(ModelMessage.user(prompt))
@@ -219,7 +235,8 @@ class Worker:
                 # It came while the end was being reported.
                 self._outcome, earlier, prompt = None, f"{account}\n\n", late
                 continue
-            nudges = 1 if result.calls else nudges + 1
+            nudges = 1 if result.calls or self._has_heard else nudges + 1  # an answer to new words is no idling
+            self._has_heard = False
             if result.ending is Ending.BUDGET:
                 nudges = 0
                 prompt = self._parts.prompts.render("fragments/worker_continue")
@@ -251,6 +268,7 @@ class Worker:
             message = self._inbox.receive_nowait()
         except trio.WouldBlock:
             return None
+        self._has_heard = True
         return self._parts.prompts.render("fragments/worker_injected", message=message)
 
     def _set_state(self, state: NodeState, status: str) -> None:

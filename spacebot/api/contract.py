@@ -11,9 +11,11 @@ from spacebot.agent.cortex_chat import CortexChat
 from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import ForgottenPerson, Traces
 from spacebot.agent.ingestion import Ingestion
+from spacebot.agent.mcp import McpServers
 from spacebot.agent.profile import Profile
 from spacebot.agent.scheduled import Schedules
 from spacebot.agent.skill_desk import SkillDesk
+from spacebot.agent.worker_desk import WorkerDesk
 from spacebot.base.ids import AgentId
 from spacebot.config.edit import ConfigEditor
 from spacebot.config.model import Config
@@ -114,6 +116,16 @@ class AgentHandle(Protocol):
     @property
     def schedules(self) -> Schedules:
         """What it does by itself, at set times."""
+        ...
+
+    @property
+    def workers(self) -> WorkerDesk:
+        """Its workers, live and ended."""
+        ...
+
+    @property
+    def mcp(self) -> McpServers:
+        """The servers whose tools its workers have."""
         ...
 
     @property

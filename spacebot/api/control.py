@@ -26,10 +26,12 @@ from spacebot import __version__
 from spacebot.api.contract import AgentHandle, Program
 from spacebot.api.cortex import agent_states
 from spacebot.api.cron import answer_cron
+from spacebot.api.mcp import answer_mcp, mcp_status
 from spacebot.api.memory_control import OPERATIONS, Operation, spooled
 from spacebot.api.messaging_control import answer_messaging, messaging_status
-from spacebot.api.secret_control import refresh_secrets
+from spacebot.api.secret_control import refresh_secrets, secrets_state
 from spacebot.api.sessions import PLATFORM, SessionStream, conversation_of, open_session_stream, process_object
+from spacebot.api.workers import answer_worker
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.control_address import check_address, control_address
 from spacebot.base.errors import ConfigError, NotFoundError, RefusedError, SpacebotError
@@ -40,6 +42,7 @@ from spacebot.config.store import ConfigStore, ReloadReport
 from spacebot.conversations.records import Fate, LedgerState
 from spacebot.messaging.messages import Author, InboundMessage
 from spacebot.storage.live_secrets import LiveSecrets
+from spacebot.tools.permissions import rights_of
 
 log = logging.getLogger(__name__)
 
@@ -280,6 +283,8 @@ def control_commands(
         "state": Command(handlers.state),
         "messaging": Command(handlers.messaging),
         "cron": Command(handlers.cron),
+        "mcp": Command(handlers.mcp),
+        "worker": Command(handlers.worker),
         "shutdown": Command(handlers.shutdown),
         "restart": Command(handlers.restart),
         "top": Command(handlers.top),
@@ -331,10 +336,13 @@ class _Commands:
             model=program.agents[program.default_agent_id].model_label,
             urls=list(self._urls),
             sandbox=program.sandbox,
+            permissions=rights_of(program.config, program.sandbox),
             agents=list(program.agents),
             processes={str(kind): counts.get(kind, 0) for kind in NodeKind},
             warnings=list(self._store.warnings),
             adapters=(await messaging_status(program))["instances"],
+            mcp=mcp_status(program),
+            secrets=await secrets_state(self._secrets),
         )
 
     async def state(self, request: JsonObject, reply: Reply) -> None:
@@ -345,6 +353,12 @@ class _Commands:
 
     async def cron(self, request: JsonObject, reply: Reply) -> None:
         await answer_cron(self._agent(request), request, reply.send)
+
+    async def worker(self, request: JsonObject, reply: Reply) -> None:
+        await answer_worker(self._agent(request), self._tree, request, reply.send)
+
+    async def mcp(self, request: JsonObject, reply: Reply) -> None:
+        await answer_mcp(self._program, request, reply.send)
 
     async def shutdown(self, request: JsonObject, reply: Reply) -> None:
         await _try_send(reply, "ok", run_id=self._run_id)

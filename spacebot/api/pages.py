@@ -23,7 +23,7 @@ _TYPES = {
 _VERSION = b"__VERSION__"  # stands in the page after each file name
 FOREVER = "public, max-age=31536000, immutable"
 PAGE, MEMORY_PAGE, CORTEX_PAGE, EMBED = "index.html", "memory.html", "cortex.html", "embed.js"
-CONNECTIONS_PAGE, SCHEDULES_PAGE = "connections.html", "schedules.html"
+CONNECTIONS_PAGE, SCHEDULES_PAGE, WORKERS_PAGE = "connections.html", "schedules.html", "workers.html"
 
 
 class PageRoutes:
@@ -43,6 +43,7 @@ class PageRoutes:
             Route("/cortex", self.cortex_page),
             Route("/connections", self.connections_page),
             Route("/schedules", self.schedules_page),
+            Route("/workers", self.workers_page),
             Route(f"/{EMBED}", self.embed),
             Route("/static/{name}", self.static),
             Route("/{path:path}", self.other),
@@ -70,6 +71,10 @@ class PageRoutes:
     async def schedules_page(self, request: Request) -> Response:
         """What the agents do by themselves."""
         return self._answer(request, SCHEDULES_PAGE, "no-cache")
+
+    async def workers_page(self, request: Request) -> Response:
+        """What the agents have set to work."""
+        return self._answer(request, WORKERS_PAGE, "no-cache")
 
     async def embed(self, request: Request) -> Response:
         """The script that other sites include; its address must stay."""
@@ -99,5 +104,6 @@ def read_files(folder: Path) -> dict[str, bytes]:
     """Read the page's files; a missing folder gives a page that says so."""
     if not folder.is_dir():
         missing = b"<!doctype html><title>Spacebot</title>The web page is not part of this build."
-        return dict.fromkeys((PAGE, MEMORY_PAGE, CORTEX_PAGE, CONNECTIONS_PAGE, SCHEDULES_PAGE), missing) | {EMBED: b""}
+        pages = (PAGE, MEMORY_PAGE, CORTEX_PAGE, CONNECTIONS_PAGE, SCHEDULES_PAGE, WORKERS_PAGE)
+        return dict.fromkeys(pages, missing) | {EMBED: b""}
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in _TYPES}

@@ -20,6 +20,7 @@ from spacebot.base.events import EventBus
 from spacebot.base.ids import AgentId
 from spacebot.base.text import clean_unicode
 from spacebot.base.tree import Tree
+from spacebot.storage.live_secrets import LiveSecrets
 
 MAX_BODY = 10 * 1024 * 1024  # bytes; control spec 4.1
 BODY_S = 30.0  # for the whole body; a caller that dribbles must not hold a place for ever
@@ -35,6 +36,7 @@ class Api:
     streams: Streams
     run_id: str
     started_at: float  # monotonic seconds
+    secrets: LiveSecrets | None = None  # None where a test serves the rest
 
     def agent(self, agent_id: str | None) -> AgentHandle:
         """The agent of this name; the default one for None.

@@ -134,6 +134,7 @@ def _is_own_origin(origin: str | None, host: str, site: str | None) -> bool:
 
 
 def _error(status_code: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    log.warning("request refused", extra={"kv": {"status": status_code, "reason": text}})
     return JSONResponse({"error": text}, status_code, headers)
 
 
@@ -152,7 +153,7 @@ def _page_headers(origins: frozenset[str]) -> dict[str, str]:
     ancestors = ("'self'", *sorted(origins))
     headers = {
         "content-security-policy": (
-            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
             f"manifest-src 'self'; base-uri 'none'; form-action 'none'; "
             f"frame-ancestors {' '.join(ancestors)}"
         ),

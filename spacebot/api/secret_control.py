@@ -1,6 +1,7 @@
 """The running program reads its secrets again: after a change on the command line, or to be unlocked.
 
-Values never pass here, only the passphrase, over a socket that only the owner can open.
+Values never pass here, only the passphrase, over a socket that only the owner can open. Also how the store stands,
+in one object for the status.
 
 Flow:    control command `secrets_reload` -> LiveSecrets.refresh, in a thread; then the configuration is read again
 Floor:   api
@@ -13,7 +14,7 @@ from typing import Any
 
 import trio
 
-from spacebot.base.errors import RefusedError
+from spacebot.base.errors import RefusedError, StorageError
 from spacebot.storage.live_secrets import LiveSecrets
 
 
@@ -26,3 +27,12 @@ async def refresh_secrets(secrets: LiveSecrets, request: Mapping[str, Any]) -> N
     if passphrase is not None and not isinstance(passphrase, str):
         raise RefusedError("'passphrase' must be given as text")
     await trio.to_thread.run_sync(partial(secrets.refresh, passphrase))
+
+
+async def secrets_state(secrets: LiveSecrets) -> dict[str, Any]:
+    """How the store stands, for a status: locked or not, how many secrets, no names."""
+    try:
+        state = await trio.to_thread.run_sync(secrets.state)
+    except StorageError as error:
+        return {"state": "unreadable", "key": None, "counts": {}, "problem": str(error)}
+    return state.to_json_object()

@@ -35,21 +35,25 @@ from spacebot.api.cortex import CortexRoutes
 from spacebot.api.cortex_chat import CortexChatRoutes
 from spacebot.api.cron import CronRoutes
 from spacebot.api.ingestion import IngestionRoutes
+from spacebot.api.mcp import McpRoutes
 from spacebot.api.memories import MemoryRoutes
 from spacebot.api.pages import PageRoutes, read_files
 from spacebot.api.requests import Api, status_code
 from spacebot.api.rim import Rim, Tickets
+from spacebot.api.secrets import SecretRoutes
 from spacebot.api.setup import SetupRoutes
 from spacebot.api.skills import SkillRoutes
 from spacebot.api.streams import KEEP_ALIVE_S, Streams
 from spacebot.api.system import SystemRoutes
 from spacebot.api.webchat import WebchatRoutes
+from spacebot.api.workers import WorkerRoutes
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.errors import ConfigError, SpacebotError
 from spacebot.base.events import EventBus
 from spacebot.base.paths import package_file
 from spacebot.base.tree import Tree
 from spacebot.config.model import ApiConfig
+from spacebot.storage.live_secrets import LiveSecrets
 from spacebot.tools.peers import has_commands, is_from_command
 
 log = logging.getLogger(__name__)
@@ -69,6 +73,7 @@ async def serve_api(
     run_id: str,
     stop: trio.Event,
     clock: Clock | None = None,
+    secrets: LiveSecrets | None = None,
     keep_alive_s: float = KEEP_ALIVE_S,
     grace_s: float = GRACE_S,
     task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
@@ -81,7 +86,9 @@ async def serve_api(
     Cancel: cuts all connections at once.
     """
     streams = Streams(keep_alive_s)
-    app = build_app(program, config, events=events, tree=tree, run_id=run_id, streams=streams, clock=clock)
+    app = build_app(
+        program, config, events=events, tree=tree, run_id=run_id, streams=streams, clock=clock, secrets=secrets
+    )
     await serve_asgi(
         app, config.bind, config.port, stop=stop, at_stop=streams.close, grace_s=grace_s, task_status=task_status
     )
@@ -121,6 +128,7 @@ async def serve_asgi(
         connections.add(connection)
         try:
             if await _is_forbidden(stream):
+                log.warning("request refused", extra={"kv": {"status": 403, "reason": "a worker's command"}})
                 await _turn_away(stream)
                 return
             await TCPServer(wrap_app(app, 0, "asgi"), settings, context, ConnectionState({}), connection).run()  # type: ignore[arg-type]
@@ -180,10 +188,14 @@ def build_app(
     run_id: str,
     streams: Streams,
     clock: Clock | None = None,
+    secrets: LiveSecrets | None = None,
 ) -> ASGIApp:
     """Put the routes together; the first that fits answers."""
     tickets = Tickets()
-    api = Api(program=program, events=events, tree=tree, streams=streams, run_id=run_id, started_at=monotonic_s())
+    api = Api(
+        program=program, events=events, tree=tree, streams=streams, run_id=run_id, started_at=monotonic_s(),
+        secrets=secrets,
+    )  # fmt: skip
     pages = PageRoutes(program, read_files(package_file("api", "static")))
     return Starlette(
         routes=[
@@ -192,7 +204,10 @@ def build_app(
             *MemoryRoutes(api).routes(),
             *IngestionRoutes(api).routes(),
             *SkillRoutes(api).routes(),
+            *McpRoutes(api).routes(),
             *CronRoutes(api).routes(),
+            *WorkerRoutes(api).routes(),
+            *SecretRoutes(api).routes(),
             *CortexRoutes(api).routes(),
             *CortexChatRoutes(api).routes(),
             *SetupRoutes(api).routes(),

@@ -228,4 +228,7 @@ def _from_event(event: ProcessEvent) -> dict[str, Any]:
         "reply_to": fields.get("reply_to"),
         "turn_id": fields.get("turn_id"),
         "created_at": fields.get("created_at"),
+        "file": {key: fields[key] for key in ("filename", "media_type", "size_bytes")}
+        if "filename" in fields
+        else None,
     }

@@ -23,6 +23,7 @@ from spacebot.base.clock import monotonic_s
 from spacebot.base.errors import ConfigError, NotFoundError
 from spacebot.base.events import EventKind, ProcessEvent, Subscription
 from spacebot.base.tree import NodeKind, Tree
+from spacebot.tools.permissions import rights_of
 
 CANCEL_REASON = "cancelled by a person"
 _CANCELLABLE = frozenset({NodeKind.BRANCH, NodeKind.WORKER, NodeKind.TURN})
@@ -73,6 +74,8 @@ class SystemRoutes:
                 "default_agent_id": program.default_agent_id,
                 "model": main.model_label,
                 "is_demo": _is_demo(main),
+                "sandbox": program.sandbox,
+                "permissions": rights_of(program.config, program.sandbox),
                 "agents": [
                     {"id": agent.id, "model": agent.model_label, "is_demo": _is_demo(agent)}
                     for agent in program.agents.values()

@@ -12,13 +12,15 @@ Source:  messaging spec 14.5, control spec 4.8 and 8.3 (72, 73)
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any
 
+import trio
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from spacebot.api.contract import AgentHandle
@@ -35,11 +37,12 @@ from spacebot.api.sessions import (
 from spacebot.api.streams import EventStream, Frame
 from spacebot.base.clock import Clock
 from spacebot.base.events import EventKind
-from spacebot.base.ids import ConversationId
+from spacebot.base.ids import ConversationId, MessageId
 from spacebot.conversations.records import Accepted, Fate, LedgerState, TurnState
 from spacebot.messaging.messages import MAX_TEXT, Author, InboundMessage
 
 TERMINAL = "terminal"  # the session of the command line
+PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 HISTORY, MAX_HISTORY = 100, 200  # messages; messaging spec 14.5
 
 
@@ -74,6 +77,7 @@ class WebchatRoutes:
             Route("/api/webchat/send", self.send, methods=["POST"]),
             Route("/api/webchat/history", self.history),
             Route("/api/webchat/events", self.events),
+            Route("/api/webchat/files/{message_id}", self.file),
         ]
 
     async def send(self, request: Request) -> Response | EventStream:
@@ -108,11 +112,25 @@ class WebchatRoutes:
                 {
                     "id": row.id, "role": row.role, "content": row.content, "seq": row.seq, "kind": row.kind,
                     "sender_name": row.sender_name, "reply_to": row.reply_to, "turn_id": row.turn_id,
-                    "created_at": row.created_at,
+                    "created_at": row.created_at, "file": None if row.file is None else asdict(row.file),
                 }
                 for row in rows
             ]
         )  # fmt: skip
+
+    async def file(self, request: Request) -> Response:
+        """A file that was sent in a session; a browser shows none but plain pictures, and runs nothing of it."""
+        agent, conversation_id = self._session(request)
+        file = await agent.conversations.sent_file(conversation_id, MessageId(request.path_params["message_id"]))
+        if file is None or not await trio.to_thread.run_sync(file.path.is_file):
+            raise HTTPException(404, "this session has no such file; it may have been removed with its message")
+        return FileResponse(
+            file.path,
+            media_type=file.media_type,
+            filename=file.filename,
+            content_disposition_type="inline" if file.media_type in PICTURES else "attachment",
+            headers={"content-security-policy": "sandbox; default-src 'none'", "x-content-type-options": "nosniff"},
+        )
 
     async def events(self, request: Request) -> EventStream:
         """Follow a session: every message after `after` (or `Last-Event-ID`) exactly once, then what happens."""

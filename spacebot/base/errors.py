@@ -132,5 +132,17 @@ class ToolError(SpacebotError):
     """A tool call failed; the message is meant for the model."""
 
 
+class DeniedError(ToolError):
+    """A tool call was refused because it would do harm. It is logged.
+
+    Args:
+        about: what was tried, for the log: no word of what the model wrote.
+    """
+
+    def __init__(self, message: str, *, about: str) -> None:
+        super().__init__(message)
+        self.about = about
+
+
 class ExternalError(SpacebotError):
     """A subprocess or a service outside of the program failed."""

@@ -7,9 +7,9 @@ Floor: base
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 
@@ -69,6 +69,19 @@ class ProcessEvent:
         """The form on the wire: a flat object with the kind under `type`."""
         return {"type": str(self.kind), "agent_id": self.agent_id, "channel_id": self.channel_id, **self.fields}
 
+    def outline(self) -> "ProcessEvent":
+        """The same without what a tool was given and gave back; those texts may be long."""
+        left_out = _DETAILS.get(self.kind)
+        if left_out is None:
+            return self
+        return replace(self, fields={name: value for name, value in self.fields.items() if name not in left_out})
+
+
+_DETAILS = {  # of tool events: for who watches one worker
+    EventKind.TOOL_STARTED: ("arguments",),
+    EventKind.TOOL_COMPLETED: ("result",),
+}
+
 
 class Subscription:
     """One reader's view of the bus: a bounded queue that drops its oldest events.
@@ -76,7 +89,10 @@ class Subscription:
     Iterate it, or call `receive`. `take_skipped` tells how many events were dropped since it was last asked.
     """
 
-    def __init__(self, kinds: frozenset[EventKind] | None, channel_id: str | None, buffer: int) -> None:
+    def __init__(
+        self, kinds: frozenset[EventKind] | None, channel_id: str | None, buffer: int, *, has_details: bool = False
+    ) -> None:
+        self.has_details = has_details
         self._kinds = kinds
         self._channel_id = channel_id
         self._events: deque[ProcessEvent] = deque(maxlen=buffer)
@@ -125,6 +141,18 @@ class Subscription:
             yield event
 
 
+class _Listener(Subscription):
+    """Hears each event at once instead of queueing it."""
+
+    def __init__(self, kinds: frozenset[EventKind], hear: Callable[[ProcessEvent], None]) -> None:
+        super().__init__(kinds, None, 1)
+        self._hear = hear
+
+    def offer(self, event: ProcessEvent) -> None:
+        """Pass it on."""
+        self._hear(event)
+
+
 class EventBus:
     """Broadcast of events to any number of readers; sending never waits and never fails."""
 
@@ -133,9 +161,10 @@ class EventBus:
 
     def send(self, event: ProcessEvent) -> None:
         """Tell every reader that asked for this kind."""
+        outline = event.outline()
         for subscription in self._subscriptions:
             if subscription.wants(event):
-                subscription.offer(event)
+                subscription.offer(event if subscription.has_details else outline)
 
     def emit(
         self,
@@ -152,7 +181,12 @@ class EventBus:
 
     @contextmanager
     def subscribe(
-        self, kinds: frozenset[EventKind] | None = None, *, channel_id: str | None = None, buffer: int = BUFFER
+        self,
+        kinds: frozenset[EventKind] | None = None,
+        *,
+        channel_id: str | None = None,
+        buffer: int = BUFFER,
+        has_details: bool = False,
     ) -> Iterator[Subscription]:
         """Listen while the block runs.
 
@@ -160,14 +194,29 @@ class EventBus:
             kinds: the kinds wanted; None means all.
             channel_id: only events of this channel; None means all.
             buffer: events kept for a slow reader before the oldest are dropped.
+            has_details: tool events come with what the tool was given and gave back, up to 50 KB each.
         """
-        subscription = Subscription(kinds, channel_id, buffer)
+        subscription = Subscription(kinds, channel_id, buffer, has_details=has_details)
         self._subscriptions.add(subscription)
         try:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
             subscription.close()
+
+    @contextmanager
+    def counted(self, kinds: frozenset[EventKind], hear: Callable[[ProcessEvent], None]) -> Iterator[None]:
+        """Have a function called for each event while the block runs, at once, so that none is lost.
+
+        Args:
+            hear: counts, and does nothing that could wait or fail.
+        """
+        listener = _Listener(kinds, hear)
+        self._subscriptions.add(listener)
+        try:
+            yield
+        finally:
+            self._subscriptions.discard(listener)
 
     def close(self) -> None:
         """End every subscription, so that open streams finish cleanly at shutdown."""

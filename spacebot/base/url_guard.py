@@ -9,6 +9,7 @@ Floor:  base
 Source: tools spec 6.4; control spec 6.4; IANA special-purpose address registries
 """
 
+import logging
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,13 +20,21 @@ import trio
 
 from spacebot.base.errors import ExternalError, RefusedError
 
+log = logging.getLogger(__name__)
+
 PORTS = {"http": 80, "https": 443}
 LONGEST_URL = 8192
 
 Address = IPv4Address | IPv6Address
 
 _METADATA = frozenset(
-    map(ip_address, ("169.254.169.254", "169.254.170.2", "100.100.100.200", "168.63.129.16", "fd00:ec2::254"))
+    map(
+        ip_address,
+        (
+            *("169.254.169.254", "169.254.170.2", "169.254.170.23", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
+            *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"),
+        ),
+    )
 )
 _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.aws.internal", "instance-data"})
 _SPECIAL_4 = tuple(
@@ -101,7 +110,14 @@ async def resolve_public(url: str, *, allow_private: bool | frozenset[str]) -> R
     Errors: RefusedError which names the host and the reason, never the rest of the URL; ExternalError when the name
         cannot be resolved.
     """
-    scheme, host, port = split_url(url)
+    try:
+        return await _resolve(*split_url(url), allow_private)
+    except RefusedError as error:
+        log.warning("address refused", extra={"kv": {"reason": str(error)}})
+        raise
+
+
+async def _resolve(scheme: str, host: str, port: int, allow_private: bool | frozenset[str]) -> Resolved:
     key = host_key(scheme, host, port)
     if host in _METADATA_NAMES:
         raise RefusedError(f"{host} is the machine's own metadata service, which is never fetched from")

@@ -171,11 +171,18 @@ class _Talk:
             return
         self._shown.add(message["id"])
         if message["role"] == "assistant":
-            self._screen.finish(message["content"])
+            self._screen.finish("\n".join(filter(None, (message["content"], _file_line(message.get("file"))))))
         elif self._screen.is_live and (
             message["sender_id"] != f"terminal:{self._sender}" or message["seq"] <= self._earlier_until
         ):
             self._screen.finish(f"{message['sender_name']}: {message['content']}")
+
+
+def _file_line(file: Answer | None) -> str:
+    """What a terminal shows of a file that was sent."""
+    if file is None:
+        return ""
+    return f"[file {file['filename']}, {-(-file['size_bytes'] // 1024)} kB; the web chat has it, in this session]"
 
 
 class _Screen:

@@ -68,6 +68,17 @@ Schedules (each with --json and --agent ID)
   cron run ID           run it now; also cron enable ID, cron disable ID, cron rm ID
   cron history [ID]     the newest runs and what came of them [-n N]
 
+Workers (each with --json and --agent ID)
+  worker list           those that live, then the newest that have ended: state, time, cost [-n N] [--state S]
+  worker show ID        what one was told, did and came to; the beginning of an id is enough
+  worker tell ID TEXT   hand a message to one that runs or waits
+  worker cancel ID      end one and all that it has started
+
+MCP servers (tools of other programs for workers; each with --json)
+  mcp list              every server and how its connection is
+  mcp add NAME ...      NAME -- COMMAND ARGS [--env N=V], or NAME --url URL [--header N=V]
+  mcp test NAME         connect now and print the tools; also mcp rm NAME, mcp reconnect NAME
+
 Platforms
   messaging status      every connection: is it up, as whom, since when, the last problem [--json]
   messaging test NAME   ask a platform whether all is well; with TARGET TEXT send a message there [--json]
@@ -77,7 +88,8 @@ Keys (stored encrypted; the configuration names them as secret:NAME)
   secret list           all names, never a value [--json]
   secret rm NAME        remove one
   secret rotate         encrypt everything with a new key [--passphrase|--key-file]
-  secret unlock         give a running program the passphrase
+  secret unlock         give a running program the passphrase [--remember: the kernel's keyring keeps it]
+  secret lock           take the passphrase out of the kernel's keyring
 
 Files
   config check          read the configuration and say what is wrong with it
@@ -167,18 +179,29 @@ def _run(options: "Namespace", load_app: Callable[[], "AppMain"], command: Calla
 def _parse(words: Sequence[str]) -> "Namespace":
     from argparse import Namespace
 
+    # What stands behind `--` is another program's command line (`mcp add NAME -- COMMAND`), which argparse would
+    # mix with ours. Other commands have it as before.
+    end = words.index("--") if "--" in words and _is_mcp_add(words) else len(words)
     # Not by set_defaults: parent and command share these options, and the command's default would win.
-    return _parser().parse_args(words, Namespace(config=None, debug=False))
+    return _parser().parse_args(words[:end], Namespace(config=None, debug=False, behind=list(words[end + 1 :])))
+
+
+def _is_mcp_add(words: Sequence[str]) -> bool:
+    pairs = zip(("", *words), words, strict=False)
+    plain = [word for before, word in pairs if not word.startswith("-") and before not in ("-c", "--config")]
+    return plain[:2] == ["mcp", "add"]
 
 
 def _parser() -> "ArgumentParser":
     from argparse import SUPPRESS, ArgumentParser
 
     from spacebot.cli.cron import add_cron_commands
+    from spacebot.cli.mcp import add_mcp_commands
     from spacebot.cli.memory import add_memory_commands
     from spacebot.cli.messaging import add_messaging_commands
     from spacebot.cli.secret import add_secret_commands
     from spacebot.cli.skill import add_skill_commands
+    from spacebot.cli.worker import add_worker_commands
 
     class Parser(ArgumentParser):
         def format_help(self) -> str:
@@ -220,6 +243,8 @@ def _parser() -> "ArgumentParser":
         add("memory", _memory, "What an agent knows."), lambda *words: add(words[0], _memory, *words[1:])
     )
     add_cron_commands(add("cron", _cron, "Schedules."), lambda *words: add(words[0], _cron, *words[1:]))
+    add_worker_commands(add("worker", _worker, "Workers."), lambda *words: add(words[0], _worker, *words[1:]))
+    add_mcp_commands(add("mcp", _mcp, "MCP servers."), lambda *words: add(words[0], _mcp, *words[1:]))
     add_messaging_commands(
         add("messaging", _messaging, "The connections to platforms."),
         lambda *words: add(words[0], _messaging, *words[1:]),
@@ -299,6 +324,18 @@ def _cron(paths: "InstancePaths", program: "Program", options: "Namespace") -> i
     from spacebot.cli.cron import run_cron
 
     return run_cron(paths, options)
+
+
+def _worker(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.worker import run_worker
+
+    return run_worker(paths, options)
+
+
+def _mcp(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.mcp import run_mcp
+
+    return run_mcp(paths, options)
 
 
 def _messaging(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:

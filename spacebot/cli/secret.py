@@ -43,7 +43,7 @@ def add_secret_commands(secret: ArgumentParser, add: Callable[..., ArgumentParse
         secret: the parser of `secret` itself.
         add: makes the parser of one command: name, description, the group it goes into.
     """
-    group = secret.add_subparsers(metavar="set|list|rm|rotate|unlock", required=True)
+    group = secret.add_subparsers(metavar="set|list|rm|rotate|unlock|lock", required=True)
     command = add("set", "Store a value; it is asked for, or read from standard input.", group)
     command.set_defaults(secret_command=_set)
     command.add_argument("name", metavar="NAME", help="what the configuration calls it: secret:NAME")
@@ -64,6 +64,11 @@ def add_secret_commands(secret: ArgumentParser, add: Callable[..., ArgumentParse
     kind.add_argument("--key-file", action="store_true", help="keep the key in a file, and ask for no passphrase")
     command = add("unlock", "Give the running program the passphrase.", group)
     command.set_defaults(secret_command=_unlock)
+    command.add_argument(
+        "--remember", action="store_true", help="keep it in the kernel's keyring, so that no start asks for it"
+    )
+    command = add("lock", "Take the passphrase out of the kernel's keyring.", group)
+    command.set_defaults(secret_command=_lock)
 
 
 def run_secret(paths: InstancePaths, options: Namespace) -> int:
@@ -84,7 +89,7 @@ def open_secrets(paths: InstancePaths) -> "LiveSecrets":
     if (pipe := os.environ.pop(HANDED_OVER, "")).isdecimal():
         with suppress(OSError), open(int(pipe), encoding="utf-8") as reading:
             passphrase = reading.read() or passphrase
-    return LiveSecrets.open(paths.root, passphrase)
+    return LiveSecrets.open(paths.root, passphrase or _remembered(paths))
 
 
 def hand_over(passphrase: str | None) -> None:
@@ -107,7 +112,7 @@ def ask_for_start(paths: InstancePaths) -> None:
     from spacebot.storage.secrets import KeyKind
 
     store = _store(paths)
-    if store.kind() is KeyKind.PASSPHRASE:
+    if store.passphrase is None and store.kind() is KeyKind.PASSPHRASE:  # else the keyring knows it
         _unlocked(store, store.read)
         os.environ[PASSPHRASE_VARIABLE] = store.passphrase or ""
 
@@ -176,8 +181,11 @@ def _rotate(paths: InstancePaths, options: Namespace) -> int:
     _unlocked(store, store.read)  # a wrong passphrase is told before a new one is asked for
     new = _ask_new_passphrase() if options.passphrase and store.exists else None
     kind = KeyKind.PASSPHRASE if options.passphrase else KeyKind.FILE if options.key_file else None
+    was_remembered = _remembered(paths) is not None
     count = store.rotate(kind=kind, passphrase=new)
     _warn(store)
+    if was_remembered:
+        _remember(paths, store)
     print(f"{count} {'secret is' if count == 1 else 'secrets are'} encrypted with a new key")
     return _tell(paths, passphrase=store.passphrase)
 
@@ -190,15 +198,59 @@ def _unlock(paths: InstancePaths, options: Namespace) -> int:
         raise RefusedError("the secret store here needs no passphrase")
     _unlocked(store, store.read)
     _warn(store)
+    if options.remember:
+        _remember(paths, store)
+        print("the kernel's keyring keeps the passphrase until this machine is restarted, or: spacebot secret lock")
+        with suppress(NoDaemonError):
+            ask(paths, "secrets_reload", timeout_s=RELOAD_S, passphrase=store.passphrase)
+        return 0
     ask(paths, "secrets_reload", timeout_s=RELOAD_S, passphrase=store.passphrase)
     print("the secret store is open")
     return 0
 
 
+def _lock(paths: InstancePaths, options: Namespace) -> int:
+    from spacebot.storage.keyring import open_keyring
+
+    if not open_keyring().forget(paths.root):
+        print("the kernel's keyring has no passphrase of this instance", file=sys.stderr)
+        return 0
+    print("the kernel's keyring has forgotten the passphrase; a running program keeps it until it ends")
+    return 0
+
+
+def _remember(paths: InstancePaths, store: "SecretStore") -> None:
+    """Have the keyring know what opens the store now. Errors: RefusedError where there is no keyring; StorageError."""
+    from spacebot.storage.keyring import open_keyring
+    from spacebot.storage.secrets import KeyKind
+
+    keyring = open_keyring()
+    if store.passphrase is None or store.kind() is not KeyKind.PASSPHRASE:
+        keyring.forget(paths.root)
+    else:
+        keyring.remember(paths.root, store.passphrase)
+
+
+def _remembered(paths: InstancePaths) -> str | None:
+    """What the keyring knows, as long as it fits: a passphrase that was changed elsewhere is as good as none."""
+    if not (paths.root / "secrets.db").exists():
+        return None
+    from spacebot.storage.keyring import recall
+    from spacebot.storage.secrets import LockedError, SecretStore
+
+    passphrase = recall(paths.root)
+    if passphrase is not None:
+        try:
+            SecretStore(paths.root, passphrase=passphrase).read()
+        except LockedError:
+            return None
+    return passphrase
+
+
 def _store(paths: InstancePaths) -> "SecretStore":
     from spacebot.storage.secrets import SecretStore
 
-    return SecretStore(paths.root, passphrase=os.environ.get(PASSPHRASE_VARIABLE) or None)
+    return SecretStore(paths.root, passphrase=os.environ.get(PASSPHRASE_VARIABLE) or _remembered(paths))
 
 
 def _unlocked(store: "SecretStore", work: Callable[[], T]) -> T:

@@ -49,6 +49,7 @@ def show_status(paths: InstancePaths, *, as_json: bool) -> int:
 
 
 def _print_status(status: Answer) -> None:
+    from spacebot.cli.mcp import server_words
     from spacebot.cli.messaging import adapter_words
 
     print(f"spacebot {status.get('version')} is running (pid {status['pid']}, {format_span(status['uptime_seconds'])})")
@@ -57,7 +58,10 @@ def _print_status(status: Answer) -> None:
     model = status.get("model", "")
     print(f"model:     {model}{' (built-in rules: no provider key was found)' if model.startswith('demo/') else ''}")
     print(f"sandbox:   {status.get('sandbox')}")
+    print(f"secrets:   {_secret_words(status.get('secrets', {}))}")
     print(f"agents:    {', '.join(status.get('agents', ()))}")
+    for agent_id, words in status.get("permissions", {}).items():
+        print(f"rights:    {agent_id}: {words}")
     kinds = ("channel", "turn", "branch", "worker")
     processes = status.get("processes", {})
     print(
@@ -65,8 +69,22 @@ def _print_status(status: Answer) -> None:
     )
     for instance in status.get("adapters", ()):
         print(f"{instance['key'] + ':':10} {adapter_words(instance)}")
+    for agent in status.get("mcp", ()):
+        for server in agent["servers"]:
+            if server["enabled"]:
+                of_agent = f"{agent['agent_id']}: " if len(status["mcp"]) > 1 else ""
+                print(f"mcp:       {of_agent}{server_words(server)}")
     for warning in status.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _secret_words(secrets: Mapping[str, Any]) -> str:
+    counts = {name: count for name, count in secrets.get("counts", {}).items() if count}
+    held = f"{', '.join(f'{count} {name}' for name, count in counts.items()) or 'none'}"
+    state = secrets.get("state", "unknown")
+    if state == "locked":
+        return f"{held}; locked, open them with: spacebot secret unlock"
+    return held if state == "empty" else f"{held}; {state} (key: {secrets['key']})" if secrets.get("key") else state
 
 
 def _agent_states(paths: InstancePaths) -> dict[str, Any]:
@@ -159,7 +177,8 @@ def show_why(paths: InstancePaths, message_id: str, *, as_json: bool) -> int:
     for other in fate["coalesced_with"]:
         print(f"together with {other}")
     for run in fate["runs"]:
-        print(f"{run['kind']:8} {run['id'][:8]} {run['state']}: {_one_line(run['description'])}")
+        cost = f" ({run['tokens']:,} tokens)" if run.get("tokens") else ""
+        print(f"{run['kind']:8} {run['id'][:8]} {run['state']}{cost}: {_one_line(run['description'])}")
     for reply in fate["replies"]:
         kind = "reply" if reply["kind"] == "text" else reply["kind"]
         print(f"{kind:8} {reply['id']} at {reply['created_at']}: {_one_line(reply['content'])}")

@@ -1,4 +1,4 @@
-"""Changes of `config.toml` by the program itself: accounts and bindings, with the owner's comments and order kept.
+"""Changes of `config.toml` by the program itself: accounts, bindings, MCP servers; comments and order are kept.
 
 A change is made to the plain values, and the owner's text is made to follow. Only if the text then says the same, and
 is a valid configuration, the file is replaced in one step; otherwise nothing has happened.
@@ -32,6 +32,7 @@ Change = Callable[[Tables], None]
 
 _IDENTITY = ("agent_id", "channel", "guild_id", "workspace_id", "chat_id")
 _FIELDS = tuple(name for name in BindingConfig.model_fields if name != "is_served")
+_SERVER_LISTS = (("mcp_servers",), ("defaults", "mcp"))  # what all agents get
 _TRIES = 3  # somebody may save the file in the same blink
 
 
@@ -118,6 +119,58 @@ class ConfigEditor:
 
         self._edit(change)
 
+    def mcp_servers(self) -> list[dict[str, Any]]:
+        """The MCP servers of all agents as they stand in the file, a later one of a name in place of an earlier.
+
+        Errors: ConfigError.
+        """
+        tables = read_source(self._path).tables
+        found = {str(entry.get("name")): dict(entry) for entries in _server_lists(tables) for entry in entries}
+        return list(found.values())
+
+    def add_mcp_server(self, fields: Mapping[str, Any]) -> None:
+        """Add an MCP server for all agents. Errors: RefusedError when there is one of that name."""
+
+        def change(tables: Tables) -> None:
+            if _find_server(tables, str(fields.get("name"))) is not None:
+                raise RefusedError(f"there is an MCP server {fields.get('name')!r} already; change or remove it")
+            _list(tables, "mcp_servers", create=True).append(dict(fields))
+
+        self._edit(change)
+
+    def replace_mcp_server(self, fields: Mapping[str, Any]) -> None:
+        """Give an MCP server new values. Errors: NotFoundError."""
+
+        def change(tables: Tables, *, in_place: bool) -> None:
+            entries, place = _server_place(tables, str(fields.get("name")))
+            if in_place:
+                entry = entries[place]
+                for key in [key for key in entry if key not in fields]:
+                    del entry[key]
+                for key, value in fields.items():
+                    if entry.get(key) != value:
+                        entry[key] = value
+            else:
+                entries[place:] = [*entries[place + 1 :], dict(fields)]
+
+        try:
+            self._edit(lambda tables: change(tables, in_place=True))
+        except ConfigError:  # a table of its own below it, say; whatever else is wrong is said again
+            self._edit(lambda tables: change(tables, in_place=False))
+
+    def remove_mcp_server(self, name: str) -> None:
+        """Take an MCP server away. Errors: NotFoundError."""
+
+        def change(tables: Tables) -> None:
+            entries, place = _server_place(tables, name)
+            del entries[place]
+            for path in _SERVER_LISTS:
+                table = tables if len(path) == 1 else tables.get(path[0], {})
+                if table.get(path[-1]) == []:
+                    del table[path[-1]]
+
+        self._edit(change)
+
     def _edit(self, change: Change) -> None:
         with self._lock:
             for _ in range(_TRIES):
@@ -149,6 +202,8 @@ class ConfigEditor:
         try:
             _follow_accounts(layout, before.get("messaging", {}), after.get("messaging", {}), places)
             _follow_list(layout, ("bindings",), before.get("bindings", []), after.get("bindings", []), places)
+            for path in _SERVER_LISTS:
+                _follow_list(layout, path, _servers_at(before, path), _servers_at(after, path), places)
             if _normal(tomllib.loads(layout.text)) == _normal(after):
                 return layout.text
         except (LayoutError, tomllib.TOMLDecodeError):
@@ -212,9 +267,40 @@ def _sync_folder(folder: Path) -> None:
 def _lists(values: Tables) -> Iterator[list[Any]]:
     """All lists of tables that may change."""
     yield _tables_in(values.get("bindings"))
+    yield from _server_lists(values)
     messaging = values.get("messaging")
     for account in messaging.values() if isinstance(messaging, dict) else ():
         yield _tables_in(account.get("instances") if isinstance(account, dict) else None)
+
+
+def _server_lists(values: Tables) -> list[list[Any]]:
+    return [_servers_at(values, path) for path in _SERVER_LISTS]
+
+
+def _servers_at(values: Tables, path: tuple[str, ...]) -> list[Any]:
+    found: Any = values
+    for part in path:
+        found = found.get(part) if isinstance(found, dict) else None
+    return _tables_in(found)
+
+
+def _find_server(tables: Tables, name: str) -> tuple[list[Any], int] | None:
+    """The list and the place of an MCP server; the later list counts, as it does for the reader."""
+    for entries in reversed(_server_lists(tables)):
+        for place, entry in enumerate(entries):
+            if str(entry.get("name")).strip() == name.strip():
+                return entries, place
+    return None
+
+
+def _server_place(tables: Tables, name: str) -> tuple[list[Any], int]:
+    found = _find_server(tables, name)
+    if found is None:
+        raise NotFoundError(
+            f"the configuration file has no MCP server {name[:80]!r} for all agents; one under [[agents.mcp]] is "
+            "changed by hand"
+        )
+    return found
 
 
 def _tables_in(value: Any) -> list[Any]:
@@ -259,6 +345,8 @@ def _difference(before: Tables, after: Tables) -> tuple[Tables, list[str]]:
 
 def _normal(values: Tables) -> Tables:
     """Without tables that hold nothing: their header may stay or go."""
+    if values.get("defaults") == {}:
+        values = {name: value for name, value in values.items() if name != "defaults"}
     messaging = values.get("messaging")
     if not isinstance(messaging, dict):
         return values

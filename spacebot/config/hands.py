@@ -175,6 +175,7 @@ class McpServerConfig(Table):
     env: dict[str, SecretStr] = Field(default={})
     url: str | None = None
     headers: dict[str, SecretStr] = Field(default={})
+    call_timeout_secs: float = Field(default=60, gt=0, le=3600)  # of one call; news of its progress begin it again
 
     @field_validator("name")
     @classmethod

@@ -99,7 +99,7 @@ class Layout:
             tail = ""
         header = ".".join(tomlkit.key(part).as_string() for part in path)
         lines = [f"[[{header}]]" if is_element else f"[{header}]"]
-        lines += [f"{tomlkit.key(key).as_string()} = {tomlkit.item(value).as_string()}" for key, value in keys.items()]
+        lines += [f"{tomlkit.key(key).as_string()} = {_inline(value).as_string()}" for key, value in keys.items()]
         newline = "\r\n" if "\r\n" in before.text else "\n"
         above = before.text if not tail else body
         gap = "" if not above or above.endswith((newline * 2, "\n\n")) else newline
@@ -122,7 +122,7 @@ class Layout:
             for key in gone:
                 del table[key]
             for key, value in keys.items():
-                table[key] = value
+                table[key] = _inline(value) if isinstance(value, dict) else value
             section.text = tomlkit.dumps(document) + tail
         except (TOMLKitError, KeyError, IndexError, TypeError, ValueError) as error:
             raise LayoutError from error
@@ -135,6 +135,15 @@ class Layout:
 
     def _ends_blank(self, place: int) -> bool:
         return self._sections[place].text.endswith(("\n\n", "\n\r\n"))
+
+
+def _inline(value: Any) -> Any:
+    """A value that stands on one line, tables too."""
+    if not isinstance(value, dict):
+        return tomlkit.item(value)
+    table = tomlkit.inline_table()
+    table.update(value)
+    return table
 
 
 def _split(text: str) -> Iterator[Section]:

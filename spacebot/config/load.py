@@ -37,6 +37,7 @@ from spacebot.config.model import (
 )
 from spacebot.config.provider_table import ProviderEntry, provider_table
 from spacebot.config.reading import KeyPath, Reading, Source, Table
+from spacebot.config.risks import risks
 from spacebot.config.wording import brief, quote
 
 DEMO = "demo"
@@ -150,6 +151,8 @@ class _Reader(Reading):
         assert api is not None
         assert metrics is not None
         config = Config(api=api, metrics=metrics, llm=llm, messaging=messaging, bindings=bindings, agents=tuple(agents))
+        for risk in risks(config):
+            self.warn(risk)
         return LoadedConfig(config=config, warnings=self.warnings, content_hash=self.source.content_hash)
 
     def _sort_keys(self, table: Table, model: type[BaseModel], path: KeyPath) -> Table:

@@ -21,7 +21,7 @@ class KeptFile:
     Args:
         position: its place among the message's files, from 0.
         filename: as its sender called it.
-        saved_name: in the folder of attachments; None when it was not kept.
+        saved_name: path in the folder of attachments; None when it was not kept.
         media_type: what it really is.
         note: for a recording its words; for a file that is not kept the reason.
     """
@@ -87,6 +87,35 @@ class AttachmentLog:
             return [row["saved_name"] for row in rows if row["saved_name"] is not None]
 
         return await self._database.write(write)
+
+    async def is_private(self, channel_id: ConversationId) -> bool:
+        """Whether a conversation is, or ever was, a direct chat."""
+
+        def read(c: Connection) -> bool:
+            found = c.execute("SELECT 1 FROM channels WHERE id = ? AND was_direct", (channel_id,))
+            return found.fetchone() is not None
+
+        return await self._database.read(read)
+
+    async def exposed(self, private: str) -> list[tuple[str, str]]:
+        """Files of direct chats that lie elsewhere than in a private folder: their names and conversations."""
+
+        def read(c: Connection) -> list[tuple[str, str]]:
+            found = c.execute(
+                "SELECT DISTINCT a.saved_name, m.channel_id FROM attachments a "
+                "JOIN conversation_messages m ON m.id = a.message_id JOIN channels c ON c.id = m.channel_id "
+                "WHERE a.saved_name IS NOT NULL AND c.was_direct AND instr(a.saved_name, ?) <> 1",
+                (f"{private}/",),
+            )
+            return [(row["saved_name"], row["channel_id"]) for row in found]
+
+        return await self._database.read(read)
+
+    async def rename(self, saved_name: str, new_name: str) -> None:
+        """A kept file lies somewhere else now."""
+        await self._database.write(
+            lambda c: c.execute("UPDATE attachments SET saved_name = ? WHERE saved_name = ?", (new_name, saved_name))
+        )
 
     async def is_open_to(self, channel_id: ConversationId, saved_name: str) -> bool:
         """Whether a file that is kept under a name did not come in a direct chat other than this conversation."""

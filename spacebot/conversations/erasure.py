@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spacebot.base.errors import RefusedError
+from spacebot.conversations.rows import unpack
 from spacebot.storage.database import Connection
 
 WORDS = "(erased)"  # what stands in place of a text
+QUOTE, NAME = 8, 3  # characters of a text, or a name, that is looked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,7 @@ def erase_log(c: Connection, who: Person, now: str) -> dict[str, int]:
         rooms,
     )
     rooms["turns"] = json.dumps(sorted({*turns, *told}))
+    _drop_transcripts_with(c, rooms, scope)
     counts["messages"] += len(scope.messages)
     counts["runs"] += len(branches) + len(workers)
     counts["replies"] += run_for(
@@ -156,6 +159,30 @@ def erase_log(c: Connection, who: Person, now: str) -> dict[str, int]:
         {**rooms, "names": json.dumps(scope.names)},
     )
     return counts
+
+
+def _drop_transcripts_with(c: Connection, rooms: dict[str, Any], scope: Scope) -> None:
+    """Empty the transcripts of workers that live on in rooms, if they hold what the person said there, or a name.
+
+    A worker may have begun with a copy of the conversation. Without its transcript it goes on from its task alone.
+    """
+    said = [
+        row["content"]
+        for row in c.execute(_filled("SELECT content FROM conversation_messages WHERE id IN {gone}"), rooms)
+        if len(row["content"]) >= QUOTE
+    ]
+    needles = [json.dumps(words, ensure_ascii=False)[1:-1] for words in (*said, *filter(_is_telling, scope.names))]
+    live = "SELECT id, transcript FROM worker_runs WHERE channel_id IN {rooms} AND completed_at IS NULL"
+    held = [
+        row["id"]
+        for row in c.execute(_filled(live), rooms).fetchall()
+        if any(needle in (unpack(row["transcript"]) or "") for needle in needles)
+    ]
+    c.executemany("UPDATE worker_runs SET transcript = NULL WHERE id = ?", [(worker_id,) for worker_id in held])
+
+
+def _is_telling(name: str) -> bool:
+    return len(name) >= NAME
 
 
 def _erase_conversations(c: Connection, own: Sequence[str]) -> dict[str, int]:

@@ -6,6 +6,7 @@ Floor: conversations
 from spacebot.base.ids import ConversationId, MessageId
 from spacebot.conversations.records import Fate, LedgerState
 from spacebot.conversations.rows import to_logged
+from spacebot.conversations.worker_runs import Cost, costs_of
 from spacebot.storage.database import Connection, Row
 
 
@@ -33,7 +34,8 @@ def find_fate(c: Connection, message_id: str, channel_id: ConversationId | None)
         "UNION ALL SELECT 'worker', id, task, state, started_at, completed_at FROM worker_runs WHERE turn_id = ? "
         "ORDER BY started_at",
         (turn_id, turn_id),
-    )
+    ).fetchall()
+    costs = costs_of(c, [run["id"] for run in runs])
     (is_pending,) = c.execute(
         "SELECT EXISTS (SELECT 1 FROM branch_runs WHERE turn_id = :turn AND completed_at IS NULL) "
         "OR EXISTS (SELECT 1 FROM worker_runs WHERE turn_id = :turn AND completed_at IS NULL) "
@@ -51,8 +53,14 @@ def find_fate(c: Connection, message_id: str, channel_id: ConversationId | None)
         coalesced_with=tuple(MessageId(other[0]) for other in others),
         replies=tuple(to_logged(reply) for reply in replies),
         is_pending=bool(is_pending),
-        runs=tuple(dict(run) for run in runs),
+        runs=tuple({**dict(run), **_cost(costs.get(run["id"], Cost()))} for run in runs),
     )
+
+
+def _cost(cost: Cost) -> dict[str, object]:
+    usage = cost.usage
+    tokens = usage.input_tokens + usage.output_tokens + usage.cache_read_tokens + usage.cache_write_tokens
+    return {"model": cost.models[0] if cost.models else None, "model_calls": cost.calls, "tokens": tokens}
 
 
 def _find(c: Connection, column: str, value: str, channel_id: ConversationId | None) -> Row | None:

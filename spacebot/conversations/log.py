@@ -41,13 +41,15 @@ from spacebot.conversations.rows import (
     append_message,
     insert_result,
     mark_relayed,
+    pack,
     to_branch_run,
     to_journalled,
     to_logged,
     to_worker_run,
 )
 from spacebot.llm.messages import Usage
-from spacebot.messaging.messages import InboundMessage, OutboundKind
+from spacebot.messaging.codec import from_json
+from spacebot.messaging.messages import InboundMessage, OutboundFile, OutboundKind
 from spacebot.storage.database import Connection, Database
 
 
@@ -232,13 +234,24 @@ class Conversations:
         def write(c: Connection) -> None:
             c.execute(
                 "INSERT INTO worker_runs (id, channel_id, turn_id, reply_to, origin, task, task_type, is_interactive, "
-                "state, status, started_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'running', 'starting', ?) "
+                "worker_type, directory, session_id, is_direct, state, status, started_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, "
+                "coalesce((SELECT was_direct FROM channels WHERE id = ?), 0), 'running', 'starting', ?) "
                 "ON CONFLICT (id) DO UPDATE SET state = 'running'",
                 (
                     run.id, run.channel_id, run.turn_id, run.reply_to, run.origin, run.task, run.task_type,
-                    int(run.is_interactive), self._clock.text(),
+                    int(run.is_interactive), run.worker_type, run.directory, run.session_id, run.channel_id,
+                    self._clock.text(),
                 ),
             )  # fmt: skip
+
+        await self._database.write(write)
+
+    async def note_session(self, worker_id: NodeId, session_id: str) -> None:
+        """Keep the session in which a worker's program works, so that it is taken up again after a restart."""
+
+        def write(c: Connection) -> None:
+            c.execute("UPDATE worker_runs SET session_id = ? WHERE id = ?", (session_id, worker_id))
 
         await self._database.write(write)
 
@@ -251,7 +264,7 @@ class Conversations:
             c.execute(
                 "UPDATE worker_runs SET state = ?, status = ?, transcript = ?, tool_calls = ? "
                 "WHERE id = ? AND completed_at IS NULL",
-                (str(state), status, transcript, tool_calls, worker_id),
+                (str(state), status, pack(transcript), tool_calls, worker_id),
             )
 
         await self._database.write(write)
@@ -265,7 +278,7 @@ class Conversations:
             c.execute(
                 "UPDATE worker_runs SET state = 'waiting', status = ?, transcript = ?, tool_calls = ? "
                 "WHERE id = ? AND completed_at IS NULL",
-                (status, transcript, tool_calls, run.id),
+                (status, pack(transcript), tool_calls, run.id),
             )
             now = self._clock.text()
             return insert_result(c, "worker", run.id, run.channel_id, run.task, outcome, run.reply_to, now)
@@ -283,7 +296,7 @@ class Conversations:
                 "UPDATE worker_runs SET state = ?, status = ?, result = ?, transcript = COALESCE(?, transcript), "
                 "tool_calls = ?, completed_at = ? WHERE id = ? AND completed_at IS NULL",
                 (
-                    str(outcome.state), status, outcome.text, transcript, tool_calls,
+                    str(outcome.state), status, outcome.text, pack(transcript), tool_calls,
                     None if outcome.state is NodeState.INTERRUPTED else now, run.id,
                 ),
             )  # fmt: skip
@@ -378,6 +391,18 @@ class Conversations:
             ).fetchall()
             messages = [to_logged(row) for row in rows]
             return messages if after_seq is not None else messages[::-1]
+
+        return await self._database.read(read)
+
+    async def sent_file(self, channel_id: ConversationId, message_id: MessageId) -> OutboundFile | None:
+        """A file that was sent in a channel, with the place of its copy; None when there is none by that id."""
+
+        def read(c: Connection) -> OutboundFile | None:
+            row = c.execute(
+                "SELECT metadata FROM conversation_messages WHERE id = ? AND channel_id = ? AND kind = ?",
+                (message_id, channel_id, OutboundKind.FILE),
+            ).fetchone()
+            return None if row is None else from_json(row["metadata"]).file
 
         return await self._database.read(read)
 

@@ -69,12 +69,13 @@ class Outbox:
         )
 
     async def files(self) -> frozenset[str]:
-        """Names of the copies of files that wait to be sent."""
+        """Names of the copies of files that wait to be sent, or that readers of the log may fetch."""
 
         def read(c: Connection) -> frozenset[str]:
             rows = c.execute(
-                "SELECT json_extract(m.metadata, '$.file.path') FROM outbox o JOIN conversation_messages m "
-                "ON m.id = o.message_id WHERE o.state IN ('queued', 'sending') AND m.kind = ? "
+                "SELECT json_extract(m.metadata, '$.file.path') FROM conversation_messages m "
+                "JOIN channels c ON c.id = m.channel_id LEFT JOIN outbox o ON o.message_id = m.id "
+                "WHERE m.kind = ? AND (o.state IN ('queued', 'sending') OR c.adapter IS NULL) "
                 "AND json_valid(m.metadata)",
                 (OutboundKind.FILE,),
             )

@@ -56,6 +56,15 @@ class Journalled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SentFile:
+    """A file that was sent, as readers of the log know it."""
+
+    filename: str
+    media_type: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedMessage:
     """A row of the log; `seq` counts per channel from 1 without gaps."""
 
@@ -70,6 +79,7 @@ class LoggedMessage:
     reply_to: MessageId | None
     turn_id: TurnId | None
     created_at: str
+    file: SentFile | None = None
     is_queued: bool = False  # just written, and an adapter will deliver it
 
 
@@ -204,7 +214,13 @@ class BranchRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRun:
-    """A worker as its row has it; `transcript` is the JSON text of its model messages."""
+    """A worker as its row has it; `transcript` is the JSON text of its model messages.
+
+    Args:
+        worker_type: what does the work: "builtin" or "opencode".
+        directory: of OpenCode: the folder that is its alone.
+        session_id: of OpenCode: the session that is taken up again after a restart.
+    """
 
     id: NodeId
     channel_id: ConversationId
@@ -216,6 +232,9 @@ class WorkerRun:
     origin: NodeId | None = None
     state: NodeState = NodeState.RUNNING
     transcript: str | None = None
+    worker_type: str = "builtin"
+    directory: str | None = None
+    session_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ Floor: conversations
 """
 
 import json
+import zlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,8 +19,10 @@ from spacebot.conversations.records import (
     LedgerState,
     LoggedMessage,
     PendingResult,
+    SentFile,
     WorkerRun,
 )
+from spacebot.messaging.codec import from_json
 from spacebot.messaging.messages import (
     Attachment,
     Author,
@@ -31,6 +34,7 @@ from spacebot.messaging.messages import (
 )
 from spacebot.storage.database import Connection, Row
 
+PACK_CHARS = 4000  # shorter transcripts are kept as text
 _WORDS = (OutboundKind.TEXT, OutboundKind.NOTICE)
 
 
@@ -115,6 +119,7 @@ def append_message(
         reply_to=reply_to,
         turn_id=turn_id,
         created_at=now,
+        file=sent_file(kind, metadata),
         is_queued=is_queued,
     )
     c.execute(
@@ -191,7 +196,15 @@ def to_logged(row: Row) -> LoggedMessage:
         reply_to=row["reply_to"],
         turn_id=row["turn_id"],
         created_at=row["created_at"],
+        file=sent_file(row["kind"], row["metadata"]),
     )
+
+
+def sent_file(kind: str, metadata: str | None) -> SentFile | None:
+    """The file that a row of the log stands for; None for all other rows."""
+    if kind != OutboundKind.FILE or metadata is None or (file := from_json(metadata).file) is None:
+        return None
+    return SentFile(filename=file.filename, media_type=file.media_type, size_bytes=file.size_bytes)
 
 
 def to_journalled(row: Row) -> Journalled:
@@ -294,5 +307,20 @@ def to_worker_run(row: Row) -> WorkerRun:
         reply_to=row["reply_to"],
         origin=row["origin"],
         state=NodeState(row["state"]),
-        transcript=row["transcript"],
+        transcript=unpack(row["transcript"]),
+        worker_type=row["worker_type"],
+        directory=row["directory"],
+        session_id=row["session_id"],
     )
+
+
+def pack(transcript: str | None) -> str | bytes | None:
+    """A transcript as it is kept: a long one compressed, since each step of a worker writes all of it."""
+    if transcript is None or len(transcript) < PACK_CHARS:
+        return transcript
+    return zlib.compress(transcript.encode(errors="surrogatepass"), 1)
+
+
+def unpack(kept: str | bytes | None) -> str | None:
+    """A transcript from its column."""
+    return zlib.decompress(kept).decode(errors="surrogatepass") if isinstance(kept, bytes) else kept

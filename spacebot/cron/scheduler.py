@@ -43,6 +43,7 @@ class Scheduler:
         self._wake = trio.Event()
         self._is_paused = False
         self._nursery: trio.Nursery | None = None
+        self._is_open = trio.Event()
         self._running: dict[str, trio.CancelScope] = {}
 
     def wake(self) -> None:
@@ -63,8 +64,9 @@ class Scheduler:
 
         Errors: NotFoundError; RefusedError while it is switched off or running; StorageError.
         """
-        job, run = await self._jobs.claim_now(job_id)
+        await self._is_open.wait()  # the program has just started
         assert self._nursery is not None
+        job, run = await self._jobs.claim_now(job_id)
         self._nursery.start_soon(self._run_one, job, run)
         return run
 
@@ -72,6 +74,7 @@ class Scheduler:
         """Take due times until cancelled; runs that go on are cut then."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            self._is_open.set()
             seen = self._clock.now()
             while True:
                 self._wake = trio.Event()

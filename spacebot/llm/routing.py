@@ -5,6 +5,7 @@ Floor:  llm; may import base, config
 Source: control spec 2.2 to 2.4, 1.5.4
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,15 @@ from spacebot.llm.messages import ProcessKind
 MAX_FALLBACKS = 3  # control spec 2.8
 DEFAULT_PROVIDER = "anthropic"  # of a name without a slash
 DEMO = "demo"
+TASK_TYPES = ("coding", "summarization", "deep_reasoning")  # the documented ones; an owner may route any word
+TASK_TYPE_CHARACTERS = 40
+_SPELLINGS = {
+    "code": "coding",
+    "programming": "coding",
+    "reasoning": "deep_reasoning",
+    "summarisation": "summarization",
+    "summary": "summarization",
+}
 _FIRST_ROLES = (ProcessKind.CHANNEL, ProcessKind.BRANCH)
 _OVERRIDDEN = (ProcessKind.WORKER, ProcessKind.BRANCH)  # task types count for these only
 
@@ -53,7 +63,8 @@ def choose_models(
 def model_names(process: ProcessKind, task_type: str | None, routing: RoutingConfig, llm: LlmConfig) -> tuple[str, ...]:
     """The full names to try, in order, before they are resolved."""
     role: str | None = getattr(routing, process.value)
-    chosen = routing.task_overrides.get(task_type) if task_type and process in _OVERRIDDEN else None
+    task_type = normal_task_type(task_type)
+    chosen = _override(routing, task_type) if task_type and process in _OVERRIDDEN else None
     chosen = chosen or role
     if chosen is None:
         defaults = default_models(llm)
@@ -64,6 +75,19 @@ def model_names(process: ProcessKind, task_type: str | None, routing: RoutingCon
         inferred = ()
     fallbacks = routing.fallbacks.get(chosen, inferred)
     return tuple(dict.fromkeys((chosen, *fallbacks)))
+
+
+def normal_task_type(words: str | None) -> str | None:
+    """A task type as it is routed and shown: one lower-case word, however it was spelt; None for nothing usable."""
+    word = re.sub(r"[^a-z0-9]+", "_", (words or "").casefold()).strip("_")[:TASK_TYPE_CHARACTERS]
+    return _SPELLINGS.get(word, word) or None
+
+
+def _override(routing: RoutingConfig, task_type: str) -> str | None:
+    names = routing.task_overrides
+    return names.get(task_type) or next(
+        (name for key, name in names.items() if normal_task_type(key) == task_type), None
+    )
 
 
 def default_models(llm: LlmConfig) -> ModelNames:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from spacebot.base.ids import MemoryId
 from spacebot.memory.question import Question, term_expression
-from spacebot.memory.ranking import AFTER, BEFORE, Candidate, people_of
+from spacebot.memory.ranking import AFTER, BEFORE, Candidate, people_of, reading
 from spacebot.memory.store import LIVE, VISIBLE, scope, walk
 from spacebot.memory.types import MemoryType, Viewer
 from spacebot.memory.words import fold, stem
@@ -123,6 +123,7 @@ def by_words(
         candidate.bm25 = -row["score"]
         candidate.found.append("text")
         found.append(candidate)
+        reading(candidate.content)  # while the model is at work on the question; judging it finds it done
     wanted = frozenset(question.stems)
     counts = {key: count for term, count in having.items() if (key := stem(fold(term))) in wanted}
     return ByWords(candidates=tuple(found), counts=counts, total=total)

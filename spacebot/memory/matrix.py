@@ -153,12 +153,12 @@ class Matrix:
             places = np.array(top(scores, 2 * limit + 32), np.int64)
             places = places[scores[places] > _HIDDEN]
             exact = parts.exact(places, question)
-            order = sorted(range(len(places)), key=lambda index: (-exact[index], places[index]))[:limit]
+            order = np.lexsort((places, -exact))[:limit]  # by similarity, then by place
             answers.append(
                 [
-                    Neighbour(id=MemoryId(key), similarity=float(exact[index]))
-                    for index in order
-                    if (key := ids[places[index]]) is not None
+                    Neighbour(id=MemoryId(key), similarity=similarity)
+                    for place, similarity in zip(places[order].tolist(), exact[order].tolist(), strict=True)
+                    if (key := ids[place]) is not None
                 ]
             )
         return answers
@@ -293,13 +293,12 @@ class _Parts:
         scores *= self.scale
         return scores
 
-    def exact(self, places: Any, vector: "Vectors") -> list[float]:
+    def exact(self, places: Any, vector: "Vectors") -> Any:
         """Similarities by both bytes."""
         import numpy as np
 
         rows = self.high[places].astype(np.float32) + self.low[places] * np.float32(1 / _FINE)
-        similarities: list[float] = (rows @ vector * self.scale[places]).tolist()
-        return similarities
+        return rows @ vector * self.scale[places]
 
 
 def _split(vectors: "Vectors") -> tuple[Any, Any, Any]:

@@ -15,11 +15,10 @@ Source:  weights: softmax regression over LoCoMo's turns and facts; `python -m t
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import date, datetime
 from functools import lru_cache
-from operator import mul
 from typing import NamedTuple
 
 from spacebot.base.clock import from_text
@@ -38,6 +37,7 @@ _STEPS = (*range(-BEFORE, 0), *range(1, AFTER + 1))
 SPEAKER_BOOST, DATE_BOOST = 1.25, 1.3  # with fusion by rank
 _NAME = re.compile(r"[^\W\d_][\w.'\u2019-]*(?: [^\W\d_][\w.'\u2019-]*){0,2}")
 _SPEAKER = re.compile(rf"({_NAME.pattern}):\s")
+_NOBODY = frozenset[str]()
 _TIME = stems(
     "yesterday today tonight tomorrow ago last next week weekend month year monday tuesday wednesday thursday friday "
     "saturday sunday recently soon since morning night summer winter spring fall january february march april may june "
@@ -108,7 +108,9 @@ class Candidate:
     @property
     def people(self) -> frozenset[str]:
         """Folded words of who said it, whom it is about."""
-        return people_of(self.content, self.source, (self.subject,))
+        text = reading(self.content)
+        people = text.speaker if text.begins else _source_words(self.source or "")
+        return people | _name_words(self.subject.rpartition(":")[2]) if self.subject else people
 
 
 def people_of(content: str, source: str | None, ids: Iterable[str | None] = ()) -> frozenset[str]:
@@ -127,11 +129,12 @@ def people_of(content: str, source: str | None, ids: Iterable[str | None] = ()) 
 class Reading(NamedTuple):
     """What the words of a text say about it, whatever the question."""
 
-    stems: frozenset[str]
+    stems: tuple[str, ...]  # without repeats; a set would take five times the room
     size: float  # log(1 + stems that mean something)
     names_time: bool
     asks: bool  # ends with a question mark
-    begins: int  # behind "Name: "
+    begins: int  # behind "Name: "; 0 when nobody is said to speak
+    speaker: frozenset[str]  # folded words of that name
 
 
 def reading(text: str) -> Reading:
@@ -143,16 +146,17 @@ def _read(text: str) -> Reading:
     known = stems(text)
     match = _SPEAKER.match(text)
     return Reading(
-        stems=known,
+        stems=tuple(known),
         size=math.log1p(len(known - STOP_STEMS)),
         names_time=not known.isdisjoint(_TIME),
         asks=text.rstrip().endswith("?"),
         begins=match.end() if match else 0,
+        speaker=_name_words(match[1]) if match else _NOBODY,
     )
 
 
-# The same memories are candidates again and again. A short one takes about 2 KiB, a long one up to 30.
-_read_short = lru_cache(maxsize=4096)(_read)
+# The same memories are candidates again and again. A short one takes about 0.7 KiB, a long one up to 6.
+_read_short = lru_cache(maxsize=10_000)(_read)
 _read_long = lru_cache(maxsize=256)(_read)
 _moment = lru_cache(maxsize=4096)(from_text)
 
@@ -219,21 +223,22 @@ class Surroundings:
         self.base = [words + meaning for words, meaning in zip(self.words, self.meaning, strict=True)]
         if ceiling == floor and cosines:  # a single one found by meaning, or all alike
             self.meaning = [float(c.cosine is not None) for c in self.candidates]
-        self.talks = [c.talk for c in self.candidates]
+        numbers: dict[tuple[object, ...], int] = {}
+        self.talks = [numbers.setdefault(c.talk, len(numbers)) for c in self.candidates]  # equal ones have one number
         self.near: list[list[int]] = [[] for _ in self.candidates]  # the known neighbours, as places in this list
         self.before: list[int | None] = [None] * len(self.candidates)
         if uses_neighbours:
             self._find_neighbours()
 
     def _find_neighbours(self) -> None:
-        talks: dict[tuple[object, ...], dict[int, int]] = defaultdict(dict)
+        talks: dict[int, dict[int, int]] = defaultdict(dict)
         for index, candidate in enumerate(self.candidates):
             if candidate.place is not None:
                 talks[self.talks[index]][candidate.place] = index
         for places in talks.values():
             if len(places) > 1:
                 for place, index in places.items():
-                    self.near[index] = [near for step in _STEPS if (near := places.get(place + step)) is not None]
+                    self.near[index] = [places[place + step] for step in _STEPS if place + step in places]
                     self.before[index] = places.get(place - 1)
 
 
@@ -245,53 +250,74 @@ def score(
     Args:
         rarity: per stem of the question how much it says, such as an inverse document frequency.
     """
-    factors = [getattr(weights, name) for name in FEATURES]
-    return {key: sum(map(mul, factors, values)) for key, values in _rows(question, surroundings, rarity)}
+    columns = _columns(question, surroundings, rarity)
+    scores = [0.0] * len(surroundings.candidates)
+    for name in FEATURES:
+        if (weight := getattr(weights, name)) and (column := columns.get(name)) is not None:
+            scores = [score + weight * value for score, value in zip(scores, column, strict=True)]
+    return {candidate.id: score for candidate, score in zip(surroundings.candidates, scores, strict=True)}
 
 
 def features(
     question: Question, surroundings: Surroundings, rarity: Mapping[str, float]
 ) -> dict[MemoryId, dict[str, float]]:
     """What speaks for and against each candidate, by the names of `Weights`."""
-    return {key: dict(zip(FEATURES, row, strict=True)) for key, row in _rows(question, surroundings, rarity)}
+    none = dict.fromkeys(FEATURES, 0.0)
+    columns = _columns(question, surroundings, rarity)
+    return {
+        candidate.id: none | {name: column[index] for name, column in columns.items()}
+        for index, candidate in enumerate(surroundings.candidates)
+    }
 
 
-def _rows(
-    question: Question, surroundings: Surroundings, rarity: Mapping[str, float]
-) -> Iterator[tuple[MemoryId, tuple[float, ...]]]:
-    """Per candidate its features, in the order of `FEATURES`."""
-    cosines, base, talks = surroundings.cosines, surroundings.base, surroundings.talks
-    texts = [reading(candidate.content) for candidate in surroundings.candidates]
-    coverage = _Coverage(rarity)
-    hits = [coverage.mark(text.stems) for text in texts]
-    best: dict[tuple[object, ...], float] = {}  # of each talk
-    for talk, value in zip(talks, base, strict=True):
-        if value > best.get(talk, -1.0):
+def _columns(question: Question, surroundings: Surroundings, rarity: Mapping[str, float]) -> dict[str, Sequence[float]]:
+    """Features by name, a value for each candidate; those left out are 0 for all of them.
+
+    By columns, because most questions name no day and no person, and what they do not ask for then costs nothing.
+    """
+    candidates = surroundings.candidates
+    texts = [reading(candidate.content) for candidate in candidates]
+    columns: dict[str, Sequence[float]] = {
+        "words": surroundings.words,
+        "meaning": surroundings.meaning,
+        "cosine": surroundings.cosines,
+        **_beside(surroundings, texts, _Coverage(rarity)),
+        "talk": _talks(surroundings),
+        **_people(question, candidates),
+        **_days(question, candidates),
+        **_form(question, candidates, texts),
+    }
+    if full_walk := max((candidate.walk for candidate in candidates), default=0.0):
+        columns["linked"] = [candidate.walk / full_walk for candidate in candidates]
+    return columns
+
+
+def _beside(surroundings: Surroundings, texts: Sequence[Reading], coverage: "_Coverage") -> dict[str, Sequence[float]]:
+    """Features `around`, `coverage`, `answers`: each with the neighbours."""
+    cosines, base = surroundings.cosines, surroundings.base
+    marks = [coverage.mark(text.stems) for text in texts]
+    around, shares, answers = list(cosines), [], [0.0] * len(texts)
+    for index, near in enumerate(surroundings.near):
+        together = marks[index]
+        if near:
+            total = cosines[index]
+            for other in near:
+                together |= marks[other]
+                total += cosines[other]
+            around[index] = total / (1 + len(near))
+            if (before := surroundings.before[index]) is not None and texts[before].asks:
+                answers[index] = base[before] / 2
+        shares.append(coverage.share(together))
+    return {"around": around, "coverage": shares, "answers": answers}
+
+
+def _talks(surroundings: Surroundings) -> list[float]:
+    """Feature `talk`."""
+    best = [0.0] * (1 + max(surroundings.talks, default=0))
+    for talk, value in zip(surroundings.talks, surroundings.base, strict=True):
+        if value > best[talk]:
             best[talk] = value
-    full_walk = max((candidate.walk for candidate in surroundings.candidates), default=0.0) or 1.0
-    people = _people(question, surroundings.candidates)
-    for index, candidate in enumerate(surroundings.candidates):
-        near, before = surroundings.near[index], surroundings.before[index]
-        together, around = hits[index], cosines[index]
-        for other in near:
-            together |= hits[other]
-            around += cosines[other]
-        yield (
-            candidate.id,
-            (
-                surroundings.words[index],
-                surroundings.meaning[index],
-                cosines[index],
-                around / (1 + len(near)),
-                coverage.share(together),
-                best[talks[index]] / 2,
-                base[before] / 2 if before is not None and texts[before].asks else 0.0,
-                *people[index],
-                *(_days(question, candidate) if question.spans else (0.0, 0.0)),
-                *_form(question, candidate, texts[index]),
-                candidate.walk / full_walk,
-            ),
-        )
+    return [best[talk] / 2 for talk in surroundings.talks]
 
 
 class _Coverage:
@@ -304,8 +330,8 @@ class _Coverage:
         self._total = sum(self._rarity.values()) or 1.0
         self._shares: dict[int, float] = {}
 
-    def mark(self, known: frozenset[str]) -> int:
-        return sum([self._bits[stem] for stem in self._wanted & known])
+    def mark(self, known: Iterable[str]) -> int:
+        return sum([self._bits[stem] for stem in self._wanted.intersection(known)])
 
     def share(self, marks: int) -> float:
         if (share := self._shares.get(marks)) is None:
@@ -340,29 +366,35 @@ def _is_by(candidate: Candidate, name: str) -> bool:
     return fold(name) in (candidate.people or words_of(candidate.content))
 
 
-def _people(question: Question, candidates: Sequence[Candidate]) -> list[tuple[float, ...]]:
-    """Features `subject`, `chosen_subject`, `stranger`, `begins`, `away` of each candidate."""
+def _people(question: Question, candidates: Sequence[Candidate]) -> dict[str, list[float]]:
+    """Features `subject` or `chosen_subject`, `stranger`, `begins`, `away`."""
     if not question.names:
-        return [(0.0,) * 5] * len(candidates)
-    names, subject = [fold(name) for name in question.names], fold(question.subject or "")
-    is_chosen = float(len(names) > 1)
-    found = []
-    homes = set()
+        return {}
+    names, subject = {fold(name) for name in question.names}, fold(question.subject or "")
+    concerned, stranger, begins = [], [], []
     for candidate in candidates:
         people: Collection[str] = candidate.people
-        begins = 0.0
+        is_first = False
         if not people:
-            people = words = words_of(candidate.content)
-            begins = float(words[:1] == [subject])
-        if subject in people:
-            homes.add(candidate.conversation)
-            found.append((1.0 - is_chosen, is_chosen, 0.0, begins))
-        else:
-            found.append((0.0, 0.0, 0.0 if any(name in people for name in names) else 1.0, 0.0))
-    return [
-        (*values, float(bool(homes) and candidate.conversation not in homes))
-        for values, candidate in zip(found, candidates, strict=True)
-    ]
+            people = words = _words_if_named(candidate.content, names)
+            is_first = words[:1] == [subject]
+        is_concerned = subject in people
+        concerned.append(float(is_concerned))
+        stranger.append(float(not is_concerned and names.isdisjoint(people)))
+        begins.append(float(is_first))
+    homes = {candidate.conversation for candidate, is_home in zip(candidates, concerned, strict=True) if is_home}
+    return {
+        "subject" if len(question.names) == 1 else "chosen_subject": concerned,
+        "stranger": stranger,
+        "begins": begins,
+        "away": [float(bool(homes) and candidate.conversation not in homes) for candidate in candidates],
+    }
+
+
+def _words_if_named(content: str, names: Collection[str]) -> list[str]:
+    """The folded words of a text, if one of the names may be among them: mostly none is, which is seen much faster."""
+    folded = fold(content)
+    return words_of(content) if any(name in folded for name in names) else []
 
 
 def fits_date(question: Question, candidate: Candidate) -> float:
@@ -373,17 +405,22 @@ def fits_date(question: Question, candidate: Candidate) -> float:
     return max(span.fits(day) for span in question.spans)
 
 
-def _days(question: Question, candidate: Candidate) -> tuple[float, float]:
+def _days(question: Question, candidates: Sequence[Candidate]) -> dict[str, list[float]]:
     """Features `day`, `near`."""
-    fit = fits_date(question, candidate)
-    return (float(fit >= 1), float(fit > 0))
+    if not question.spans:
+        return {}
+    fits = [fits_date(question, candidate) for candidate in candidates]
+    return {"day": [float(fit >= 1) for fit in fits], "near": [float(fit > 0) for fit in fits]}
 
 
-def _form(question: Question, candidate: Candidate, text: Reading) -> tuple[float, float, float, float]:
+def _form(question: Question, candidates: Sequence[Candidate], texts: Sequence[Reading]) -> dict[str, list[float]]:
     """Features `size`, `question`, `time`, `proper`."""
-    return (
-        text.size,
-        float(text.asks),
-        float(question.asks_when and text.names_time),
-        float(question.asks_name and _PROPER.search(candidate.content, text.begins, READ_CHARACTERS) is not None),
-    )
+    found = {"size": [text.size for text in texts], "question": [float(text.asks) for text in texts]}
+    if question.asks_when:
+        found["time"] = [float(text.names_time) for text in texts]
+    if question.asks_name:
+        found["proper"] = [
+            float(_PROPER.search(candidate.content, text.begins, READ_CHARACTERS) is not None)
+            for candidate, text in zip(candidates, texts, strict=True)
+        ]
+    return found

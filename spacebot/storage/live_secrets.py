@@ -6,10 +6,13 @@ Source:  tools spec 14.3: references are resolved from any task
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from spacebot.base.errors import StorageError
 from spacebot.base.redaction import register_secret
@@ -17,6 +20,26 @@ from spacebot.base.telemetry import kv
 from spacebot.storage.secrets import MAX_NAME, Category, LockedError, Secret, SecretStore, unknown_name
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretsState:
+    """How the store stands, for its owner: no names, no values.
+
+    Args:
+        is_locked: its key is not at hand, so nothing that names a secret works.
+        key: where the key comes from; None while nothing was ever stored.
+        counts: how many secrets there are of each category.
+    """
+
+    is_locked: bool
+    key: str | None
+    counts: Mapping[Category, int]
+
+    def to_json_object(self) -> dict[str, Any]:
+        """For the API and the command line."""
+        state = "empty" if self.key is None else "locked" if self.is_locked else "unlocked"
+        return {"state": state, "key": self.key, "counts": {str(name): count for name, count in self.counts.items()}}
 
 
 class LiveSecrets:
@@ -75,6 +98,19 @@ class LiveSecrets:
         }
         self._store, self._secrets, self._tools = store, secrets, MappingProxyType(tools)
         log.info("secrets read", extra=kv(count=len(secrets), tools=len(tools), damaged=len(damaged)))
+
+    def store(self) -> SecretStore:
+        """The store itself, with the passphrase that is known; `refresh` after a change."""
+        return SecretStore(self._store.path.parent, passphrase=self._store.passphrase)
+
+    def state(self) -> SecretsState:
+        """How the store stands now. Blocking. Errors: StorageError when the file cannot be read."""
+        store = self.store()
+        counts = Counter(info.category for info in store.list())
+        is_locked = bool(counts) and not self._secrets
+        return SecretsState(
+            is_locked=is_locked, key=store.kind(), counts={category: counts[category] for category in Category}
+        )
 
     def resolve(self, name: str) -> str:
         """The value behind `secret:NAME`.

@@ -8,12 +8,13 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
 
-from spacebot.base.errors import ToolError
-from spacebot.base.redaction import find_secret
+from spacebot.base.errors import DeniedError, ToolError
+from spacebot.base.redaction import find_secret, scrub
 from spacebot.base.tree import Node
 from spacebot.messaging.messages import Rich
 from spacebot.tools.contract import ToolArguments, ToolOutput
 
+INFORMATION = "\N{INFORMATION SOURCE}"  # the one emoji that counts as a letter
 _TOOL_NAMES = "reply|react|skip|branch|spawn_worker|route|cancel"
 _SYNTAX = re.compile(
     rf"\s*(?:[\[(<{{]+\s*/?(?:tool[_ ]?(?:call|use)\b|function[_ ]?call\b|invoke\b|(?:{_TOOL_NAMES})\b\s*[\]():,>{{])"
@@ -88,8 +89,13 @@ def check_outgoing(text: str) -> None:
         raise ToolError("the content is empty; say something, or use skip")
     if is_tool_syntax(text):
         raise ToolError("the content looks like a tool call written as text; send the words for people only")
+    refuse_secret(text, "the content")
+
+
+def refuse_secret(text: str, place: str) -> None:
+    """Refuse a text with a secret in it. Errors: DeniedError, which names the kind of secret."""
     if kind := find_secret(text):
-        raise ToolError(f"the content holds a secret ({kind}); say it without the secret")
+        raise DeniedError(f"{place} holds a secret ({kind}); say it without the secret", about=f"sending: {kind}")
 
 
 class SkipArguments(ToolArguments):
@@ -106,7 +112,7 @@ class Skip:
         self._turn = turn
 
     async def call(self, arguments: Any, node: Node) -> ToolOutput:
-        self._turn.skip(arguments.reason)
+        self._turn.skip(scrub(arguments.reason))
         return ToolOutput('{"skipped": true}', ends_turn=True)
 
 
@@ -124,7 +130,7 @@ class React:
         self._turn = turn
 
     async def call(self, arguments: Any, node: Node) -> ToolOutput:
-        if any(character.isascii() and character.isalnum() for character in arguments.emoji):
+        if any(character.isalnum() and character != INFORMATION for character in arguments.emoji):
             raise ToolError("that is no emoji; send one emoji character")
         await self._turn.react(arguments.emoji)
         return ToolOutput.of(success=True, emoji=arguments.emoji)

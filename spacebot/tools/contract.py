@@ -45,11 +45,14 @@ class ToolOutput:
         text: for the model; capped by the engine.
         is_error: the call failed; the model is told so and may try again.
         ends_turn: the process ends after the batch of calls that holds this one has run.
+        supersedes: what it shows the newest state of; earlier results that showed the same become a word in the
+            transcript, which would fill up with them.
     """
 
     text: str
     is_error: bool = False
     ends_turn: bool = False
+    supersedes: str | None = None
 
     @classmethod
     def of(cls, **fields: Any) -> "ToolOutput":

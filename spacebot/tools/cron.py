@@ -12,6 +12,7 @@ from pydantic import Field
 
 from spacebot.base.errors import NotFoundError, RefusedError, ToolError
 from spacebot.base.tree import Node
+from spacebot.tools.channel import refuse_secret
 from spacebot.tools.contract import LenientInt, ToolArguments, ToolOutput
 
 
@@ -81,6 +82,7 @@ class Cron:
             if not arguments.prompt or not arguments.prompt.strip():
                 raise ToolError("a job needs a prompt: what to do in each run")
             fields = arguments.model_dump(exclude={"action"}, exclude_none=True)
+            refuse_secret("\n".join(map(str, fields.values())), "the job")
             fields["id"] = arguments.id or slug(arguments.prompt)
             return ToolOutput.of(success=True, message="It is scheduled.", job=await self._desk.create(fields))
         if not arguments.id:

@@ -3,17 +3,31 @@
 Floor: tools
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from spacebot.base.errors import ToolError
+from spacebot.base.errors import RefusedError, ToolError
 from spacebot.base.redaction import scrub
 from spacebot.base.text import cut_bytes, size_bytes
 from spacebot.base.tree import Node
+from spacebot.llm.routing import TASK_TYPES, normal_task_type
 from spacebot.tools.contract import ToolArguments, ToolOutput
 
 STATUS_BYTES = 256  # tools spec 8
+
+
+class TwinError(RefusedError):
+    """A worker does exactly the same already.
+
+    Args:
+        worker_id: which; None while it is just starting.
+    """
+
+    def __init__(self, message: str, worker_id: str | None) -> None:
+        super().__init__(message)
+        self.worker_id = worker_id
 
 
 class ChannelHandle(Protocol):
@@ -30,12 +44,29 @@ class ChannelHandle(Protocol):
         is_interactive: bool,
         task_type: str | None,
         skill: str | None = None,
+        directory: str | None = None,
         origin: Node | None = None,
     ) -> str:
         """Start a worker; returns its id.
 
-        Errors: LimitReachedError, RefusedError (the same task runs already), ToolError (no such skill).
+        Args:
+            directory: where OpenCode does the work; None for the built-in worker.
+
+        Errors: LimitReachedError, TwinError (the same task runs already, or the directory is taken), ToolError (no
+            such skill, no such directory, OpenCode cannot work).
         """
+        ...
+
+    def offers_opencode(self) -> bool:
+        """Whether workers may be OpenCode."""
+        ...
+
+    def routed_task_types(self) -> tuple[str, ...]:
+        """Kinds of work for which the owner has chosen a model."""
+        ...
+
+    def worker_abilities(self) -> tuple[str, ...]:
+        """What workers have beside commands and files, as the live configuration has it."""
         ...
 
     async def route(self, worker_id: str, message: str) -> str:
@@ -61,7 +92,7 @@ class Branch:
         self._channel = channel
 
     async def call(self, arguments: Any, node: Node) -> ToolOutput:
-        branch_id = await self._channel.spawn_branch(arguments.description)
+        branch_id = await self._channel.spawn_branch(scrub(arguments.description))
         return ToolOutput.of(
             branch_id=branch_id, spawned=True, message="It thinks now; the conclusion comes by itself."
         )
@@ -70,8 +101,17 @@ class Branch:
 class SpawnWorkerArguments(ToolArguments):
     task: str = Field(description="everything the worker must know", min_length=1, max_length=50_000)
     interactive: bool = Field(False, description="keep it for follow-ups")
-    task_type: str | None = Field(None, description="a word such as coding, when it fits", max_length=40)
+    task_type: str | None = Field(
+        None, description=f"what kind of work it is, when one fits: {', '.join(TASK_TYPES)}", max_length=200
+    )
     skill: str | None = Field(None, description="name of a skill from the list, when one fits", max_length=200)
+
+
+class SpawnAnyWorkerArguments(SpawnWorkerArguments):
+    worker_type: Literal["builtin", "opencode"] = "builtin"
+    directory: str | None = Field(
+        None, description="for opencode: the project's folder, absolute or from the workspace", max_length=1000
+    )
 
 
 class SpawnWorker:
@@ -88,21 +128,47 @@ class SpawnWorker:
         self._channel = channel
         self._origin = origin
 
+    @property
+    def words(self) -> Mapping[str, str]:
+        """What its description says of the live configuration."""
+        return {
+            "abilities": ", ".join(self._channel.worker_abilities()),
+            "routed_task_types": ", ".join(self._channel.routed_task_types()),
+            "opencode": "yes" if self._channel.offers_opencode() else "",
+        }
+
     async def call(self, arguments: Any, node: Node) -> ToolOutput:
-        worker_id = await self._channel.spawn_worker(
-            arguments.task,
-            is_interactive=arguments.interactive,
-            task_type=arguments.task_type,
-            skill=arguments.skill or None,
-            origin=self._origin,
-        )
+        is_opencode = getattr(arguments, "worker_type", "builtin") == "opencode"
+        try:
+            worker_id = await self._channel.spawn_worker(
+                scrub(arguments.task),
+                is_interactive=arguments.interactive or is_opencode,
+                task_type=normal_task_type(arguments.task_type),
+                skill=arguments.skill or None,
+                directory=(arguments.directory or "") if is_opencode else None,
+                origin=self._origin,
+            )
+        except TwinError as error:
+            return ToolOutput.of(worker_id=error.worker_id, spawned=False, message=str(error))
         output = ToolOutput.of(
             worker_id=worker_id,
             spawned=True,
-            interactive=arguments.interactive,
+            interactive=arguments.interactive or is_opencode,
             message="It works now; its result comes by itself.",
         )
         return ToolOutput(output.text, ends_turn=self._origin is not None)
+
+
+class SpawnAnyWorker(SpawnWorker):
+    """The same where workers may be OpenCode too."""
+
+    arguments: ClassVar[type[ToolArguments]] = SpawnAnyWorkerArguments
+
+
+def spawn_worker_tool(channel: ChannelHandle, *, origin: Node | None = None) -> SpawnWorker:
+    """The tool as the configuration has it at this moment."""
+    kind = SpawnAnyWorker if channel.offers_opencode() else SpawnWorker
+    return kind(channel, origin=origin)
 
 
 class RouteArguments(ToolArguments):
@@ -120,7 +186,7 @@ class Route:
         self._channel = channel
 
     async def call(self, arguments: Any, node: Node) -> ToolOutput:
-        happens = await self._channel.route(arguments.worker_id, arguments.message)
+        happens = await self._channel.route(arguments.worker_id, scrub(arguments.message))
         return ToolOutput.of(routed=True, worker_id=arguments.worker_id, message=happens)
 
 
@@ -140,7 +206,7 @@ class Cancel:
         self._channel = channel
 
     async def call(self, arguments: Any, node: Node) -> ToolOutput:
-        reason = arguments.reason or "no longer wanted"
+        reason = scrub(arguments.reason) or "no longer wanted"
         if not self._channel.cancel(arguments.process_type, arguments.process_id, reason):
             raise ToolError(
                 f"no live {arguments.process_type} has the id {arguments.process_id!r}; the status lists those that run"

@@ -91,6 +91,8 @@ class FileTool:
         writing = arguments.operation in (Operation.WRITE, Operation.EDIT)
         policy = self._containment.policy()
         place = await self._in_thread(partial(policy.locate, clean_unicode(arguments.path), writing=writing))
+        if arguments.operation is Operation.EDIT:  # its answers tell what the file holds
+            await self._in_thread(partial(policy.locate, clean_unicode(arguments.path), writing=False))
         match arguments.operation:
             case Operation.READ:
                 text = await self._in_thread(partial(_read, place, arguments))
@@ -99,7 +101,7 @@ class FileTool:
             case Operation.EDIT:
                 text = await self._in_thread(partial(_edit, place, arguments))
             case Operation.LIST:
-                text = await self._in_thread(partial(_list, place))
+                text = await self._in_thread(partial(_list, place, policy))
             case Operation.SEARCH:
                 text = await self._search(place, policy, arguments, node)
         return ToolOutput(text)
@@ -113,7 +115,7 @@ class FileTool:
         if not arguments.pattern:
             if not arguments.glob:
                 raise ToolError("search needs a pattern (text in files), a glob (file names), or both")
-            return await self._in_thread(partial(_find_names, place, arguments.glob))
+            return await self._in_thread(partial(_find_names, place, policy, arguments.glob))
         if "\0" in arguments.pattern or "\n" in arguments.pattern:
             raise ToolError("the pattern must be one line; search for a part of it")
         pattern = clean_unicode(arguments.pattern)
@@ -123,7 +125,9 @@ class FileTool:
             words.append(f"--include={arguments.glob}")
         folder, target = await self._in_thread(partial(_grep_target, place))
         folder = self._containment.visible(folder)
-        invocation = await self._in_thread(partial(self._containment.wrap, [*words, "--", target], folder=folder))
+        invocation = await self._in_thread(
+            partial(self._containment.wrap_search, [*words, "--", target], folder=folder)
+        )
         report = await run_command(
             invocation, timeout_s=SEARCH_S, on_progress=lambda: node.progress(), max_bytes=SEARCH_BYTES
         )
@@ -242,10 +246,21 @@ def _edit(place: Place, arguments: FileArguments) -> str:
     return f"{count} replacement{'s' if count > 1 else ''} in {place.shown!r}"
 
 
-def _list(place: Place) -> str:
+def _is_shown(place: Place, policy: PathPolicy, *steps: str) -> bool:
+    """Whether a path below a place may be known of."""
+    if place.follows_links:
+        return True
+    return policy.access(Path(os.path.normpath(place.path.joinpath(*steps)))) in (Access.READ, Access.WRITE)
+
+
+def _list(place: Place, policy: PathPolicy) -> str:
     with open_folder(place) as folder:
         with os.scandir(folder) as found:
-            entries = sorted((not entry.is_dir(follow_symlinks=False), entry.name) for entry in found)
+            entries = sorted(
+                (not entry.is_dir(follow_symlinks=False), entry.name)
+                for entry in found
+                if _is_shown(place, policy, entry.name)
+            )
         lines = [_entry(folder, name) for _, name in entries[:LIST_CAP]]
     if len(entries) > LIST_CAP:
         lines.append(f"[notice: {len(entries) - LIST_CAP} of {len(entries)} entries left out; search with a glob]")
@@ -265,7 +280,7 @@ def _entry(folder: int, name: str) -> str:
     return f"{shown}  ({'link' if stat.S_ISLNK(found.st_mode) else 'other'})"
 
 
-def _find_names(place: Place, glob: str) -> str:
+def _find_names(place: Place, policy: PathPolicy, glob: str) -> str:
     """Paths below a place whose name fits, found without following links."""
     until = time.monotonic() + SEARCH_S
     hits: list[str] = []
@@ -274,7 +289,8 @@ def _find_names(place: Place, glob: str) -> str:
         for folder, folders, files, _ in os.fwalk(".", topdown=True, follow_symlinks=False, dir_fd=top):
             folders[:] = sorted(name for name in folders if name != ".git")
             names = sorted([*folders, *files])
-            hits += [_below(place, folder, name) for name in names if fnmatch.fnmatchcase(name, glob)]
+            fitting = (name for name in names if fnmatch.fnmatchcase(name, glob))
+            hits += [_below(place, folder, name) for name in fitting if _is_shown(place, policy, folder, name)]
             if len(hits) > MATCH_CAP or time.monotonic() > until:
                 is_complete = False
                 break
@@ -340,7 +356,7 @@ def _parse_hit(line: str, place: Place, policy: PathPolicy, *, is_folder: bool) 
     if not separator or not colon or not number.isdigit():
         return None
     below = path if is_folder else ""
-    if not place.follows_links and policy.access(place.path / below) not in (Access.READ, Access.WRITE):
+    if not _is_shown(place, policy, below):
         return None
     text = text.strip()
     text = text if len(text) <= MATCH_LINE_CAP else text[:MATCH_LINE_CAP] + " […]"

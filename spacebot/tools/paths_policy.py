@@ -1,25 +1,32 @@
 """Which paths a process may touch, and how a file is opened so that the answer still holds.
 
-One table of areas decides, the deepest area that covers a path: the file tool asks it, and the
-sandbox's mounts are drawn from the same table. Below an area's root every step is taken relative to
-an open directory and without following links, so nothing can be swapped between check and use.
+Two tables of areas decide, one for reading and one for writing: in each, the deepest area that covers a path. The
+file tool asks them, and the sandbox's mounts are drawn from the same tables. Below an area's root every step is taken
+relative to an open directory and without following links, so nothing can be swapped between check and use.
 
 Flow:    text -> PathPolicy.locate -> Place -> open_folder / open_file / write_file
 Floor:   tools
-Source:  tools spec 15 and 23 (path escapes)
+Source:  tools spec 15 and 23 (path escapes); control spec 6.4 (file_read, file_write)
 """
 
 import errno
 import os
+import re
 import secrets
+import shutil
 import stat
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 
-from spacebot.base.errors import ToolError
+from spacebot.base.errors import DeniedError, ToolError
+from spacebot.tools.permissions import Gate, Right
+
+MOST_STEPS = 200  # of a path that a model writes
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not blocking: a named pipe in the workspace must not hold a thread until somebody writes into it.
@@ -37,10 +44,24 @@ class Access(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """A folder with everything below it, as far as no deeper area says otherwise."""
+    """A folder with everything below it, as far as no deeper area says otherwise.
+
+    Args:
+        pattern: only paths below that fit it, such as `*.md`; empty: all. A star stays within a folder, two do not.
+    """
 
     path: Path
     access: Access
+    pattern: str = ""
+
+    def covers(self, path: Path, *, exactly: bool = True) -> bool:
+        """Whether a path lies here; the pattern counts only where it has to be exact."""
+        if not path.is_relative_to(self.path):
+            return False
+        if not self.pattern or not exactly:
+            return True
+        below = "/".join(path.parts[len(self.path.parts) :])
+        return _expression(self.pattern).fullmatch(below) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,76 +87,157 @@ class Place:
 
 
 class PathPolicy:
-    """The table, and the one answer to "may this path be touched?".
+    """The tables, and the one answer to "may this path be touched?".
 
     Args:
-        base: where relative paths start: the workspace, absolute.
-        areas: any order, paths without links; of two for the same folder, `HIDDEN` wins.
+        base: where relative paths start: the workspace, absolute. Links in it are not followed; elsewhere they are,
+            and what they lead to is judged.
+        reading: any order, paths without links; of two for the same folder, `HIDDEN` wins.
+        writing: as `reading`, with `WRITE` where that is allowed and `HIDDEN` where it is not.
+        gate: denies reading or writing as a whole.
         is_enforced: False when the owner switched containment off: then every path is admitted.
         aliases: pairs of a folder as people write it and what it really is, where a link makes them differ.
+        private: folder with what people sent in direct chats, for the words of a refusal.
     """
 
     def __init__(
         self,
         *,
         base: Path,
-        areas: Sequence[Area],
-        is_enforced: bool,
+        reading: Sequence[Area],
+        writing: Sequence[Area],
+        gate: Gate,
+        is_enforced: bool = True,
         aliases: Sequence[tuple[Path, Path]] = (),
+        private: Path | None = None,
     ) -> None:
         self._base = base
+        self._gate = gate
         self._aliases = tuple(aliases)
         self._is_enforced = is_enforced
-        self.areas = tuple(sorted(areas, key=lambda area: (len(area.path.parts), area.access is Access.HIDDEN)))
+        self._private = private
+        self._reading, self._writing = _sorted(reading), _sorted(writing)
 
-    def access(self, path: Path) -> Access:
+    @property
+    def areas(self) -> tuple[Area, ...]:
+        """Every folder where something changes, with what holds below it; patterns count as everything."""
+        paths = {area.path for area in (*self._reading, *self._writing)}
+        return _sorted([Area(path, self.access(path, exactly=False)) for path in paths])
+
+    def access(self, path: Path, *, exactly: bool = True) -> Access:
         """What may be done with an absolute path without links and parent components."""
-        covering = (area for area in reversed(self.areas) if path.is_relative_to(area.path))
-        return next((area.access for area in covering), Access.HIDDEN)
+        reading = _deepest(self._reading, path, exactly=exactly)
+        if reading is Access.READ and _deepest(self._writing, path, exactly=exactly) is Access.WRITE:
+            return Access.WRITE
+        return reading
 
-    def locate(self, text: str, *, writing: bool) -> Place:
-        """Turn what a model wrote into a place.
+    def locate(self, text: str, *, writing: bool, tool: str = "file") -> Place:
+        """Turn what a model wrote into a place. Blocking where it leads out of the workspace.
 
-        Errors: ToolError when the path is malformed or outside of what this process may touch.
+        Args:
+            tool: who asks, for the answer and the log.
+
+        Errors: ToolError when the path is malformed; NotPermittedError, which is one, when it may not be touched.
         """
+        self._gate.require(Right.FILE_WRITE if writing else Right.FILE_READ, tool=tool)
+        return self.place(text, writing=writing, tool=tool)
+
+    def place(self, text: str, *, writing: bool, tool: str) -> Place:
+        """As `locate`, where it is not the file rights that decide."""
         if "\0" in text:
-            raise ToolError("the path holds a NUL character; send a plain path")
-        path = self._base / text  # an absolute text replaces the base
+            raise DeniedError("the path holds a NUL character; send a plain path", about="NUL in a path")
+        if text.count("/") > MOST_STEPS:  # nothing that walks a tree could go so deep
+            raise DeniedError(f"the path {text[:80]!r}… has more than {MOST_STEPS} steps", about="path too deep")
+        plain = text[2:] if text.startswith("~/") else "" if text == "~" else text  # the workspace is home
+        path = self._base / plain  # an absolute text replaces the base
         if not self._is_enforced:
             return Place(Path("/"), path.parts[1:], text or ".", follows_links=True)
+        key = "file_write" if writing else "file_read"
         if ".." in path.parts:
-            raise ToolError(f"{text!r} has a '..' in it; name the target without parent components")
+            self._gate.refuse(tool, f"{text!r} has a '..' in it; name the target without parent components", key=key)
         shown = self._shown(path)
         path = self._unaliased(path)
-        access = self.access(path)
-        if access is Access.HIDDEN or access is Access.SYSTEM:
-            raise ToolError(self._refusal(text))
-        if writing and access is not Access.WRITE:
-            raise ToolError(f"{text!r} is read-only for you; write somewhere else in the workspace")
+        if not self._is_kept(path):
+            path = Path(os.path.realpath(path))
+        self._check(path, text, key, tool, writing=writing)
         # From the highest folder that is ours on: a root below it would have steps that a link could redirect.
-        root = next(area.path for area in self.areas if self._is_ours(area) and path.is_relative_to(area.path))
+        ours = [area.path for area in self._ours() if path.is_relative_to(area.path)]
+        root = min(ours, key=lambda folder: len(folder.parts))
+        if root == path and path.is_file():
+            root = path.parent
         return Place(root, path.relative_to(root).parts, shown)
+
+    def _check(self, path: Path, text: str, key: str, tool: str, *, writing: bool) -> None:
+        may_read = _deepest(self._reading, path) is Access.READ
+        may_write = _deepest(self._writing, path) is Access.WRITE
+        if may_write if writing else may_read:
+            return
+        if writing and may_read:
+            self._gate.refuse(tool, f"{text!r} is read-only for you; write somewhere else in the workspace", key=key)
+        if self._private is not None and path.is_relative_to(self._private):
+            reason = f"{text!r} was given to you in a direct chat with somebody else, or is not there, and stays there"
+            self._gate.refuse(tool, reason, key=key)
+        names = {real: written for written, real in self._aliases}
+        open_ones = (area.path for area in (self._writing if writing else self._reading) if self._is_ours(area))
+        places = ", ".join(dict.fromkeys(str(names.get(folder, folder)) for folder in open_ones)) or "nothing"
+        reason = f"access to {text!r} is denied: it lies outside of {places}. Do not guess what it holds"
+        self._gate.refuse(tool, reason, key=key)
 
     def _shown(self, path: Path) -> str:
         return str(path.relative_to(self._base)) if path.is_relative_to(self._base) else str(path)
 
     def _unaliased(self, path: Path) -> Path:
-        if self.access(path) is Access.HIDDEN:  # an alias never takes a path away from an area
-            for written, real in self._aliases:
-                if path.is_relative_to(written):
-                    return real / path.relative_to(written)
+        """What a folder as people write it really is; an alias never takes a path away from an area below it."""
+        for written, real in self._aliases:
+            if path.is_relative_to(written) and not any(
+                area.path.is_relative_to(written) and area.covers(path) for area in (*self._reading, *self._writing)
+            ):
+                return real / path.relative_to(written)
         return path
+
+    def _is_kept(self, path: Path) -> bool:
+        """Whether a path lies where workers put links: there none is followed."""
+        kept = (self._base, *(real for _, real in self._aliases))
+        return any(path.is_relative_to(folder) for folder in kept)
+
+    def _ours(self) -> list[Area]:
+        return [area for area in (*self._reading, *self._writing) if self._is_ours(area)]
 
     def _is_ours(self, area: Area) -> bool:
         return area.access in (Access.WRITE, Access.READ)
 
-    def _refusal(self, text: str) -> str:
-        names = {real: written for written, real in self._aliases}
-        writable = ", ".join(str(names.get(area.path, area.path)) for area in self.areas if area.access is Access.WRITE)
-        return (
-            f"access to {text!r} is denied: it lies outside of {writable}. Do not guess what it holds; "
-            "work inside, or tell the user that it cannot be reached"
-        )
+
+def _sorted(areas: Sequence[Area]) -> tuple[Area, ...]:
+    return tuple(sorted(areas, key=lambda area: (len(area.path.parts), area.access is Access.HIDDEN, str(area.path))))
+
+
+def _deepest(areas: Sequence[Area], path: Path, *, exactly: bool = True) -> Access:
+    covering = (area for area in reversed(areas) if area.covers(path, exactly=exactly))
+    return next((area.access for area in covering), Access.HIDDEN)
+
+
+def split_pattern(text: str) -> tuple[Path, str]:
+    """An absolute pattern as its longest folder without wildcards, and what has to fit below it."""
+    path = Path(text)
+    fixed = next((n for n, part in enumerate(path.parts) if "*" in part or "?" in part), len(path.parts))
+    return Path(*path.parts[:fixed]), "/".join(path.parts[fixed:])
+
+
+@lru_cache(maxsize=1024)
+def _expression(pattern: str) -> "re.Pattern[str]":
+    """Two stars alone between slashes are any number of folders, at the end everything below, the folder included."""
+    pieces: list[str] = []
+    parts = pattern.split("/")
+    for number, part in enumerate(parts):
+        is_last = number == len(parts) - 1
+        if part == "**":
+            pieces.append(".*" if is_last else "(?:[^/]+/)*")
+            continue
+        signs = (("[^/]*" if c == "*" else "[^/]" if c == "?" else re.escape(c)) for c in re.sub(r"\*+", "*", part))
+        # A folder whose content is wanted may be listed itself.
+        rest = "" if is_last else "(?:/|$)" if parts[number + 1 :] == ["**"] else "/"
+        pieces.append("".join(signs) + rest)
+    return re.compile("".join(pieces), re.DOTALL)
 
 
 @contextmanager
@@ -212,7 +314,7 @@ def _examined(folder: int, name: str, shown: str) -> os.stat_result | None:
     except OSError as error:
         raise _explained(error, shown) from error
     if stat.S_ISLNK(found.st_mode):
-        raise ToolError(f"{shown!r} is a symbolic link, which is not followed; name its target")
+        raise _link(shown)
     if stat.S_ISDIR(found.st_mode):
         raise ToolError(f"{shown!r} is a folder; name a file in it")
     if not stat.S_ISREG(found.st_mode):
@@ -267,8 +369,9 @@ def _enter(folder: int, step: str, shown: str, *, create: bool) -> int:
             return os.open(step, _FOLDER_FLAGS, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP) and _is_link(folder, step):
-            raise ToolError(
-                f"{shown!r} leads through the symbolic link {step!r}, which is not followed; name the real path"
+            raise DeniedError(
+                f"{shown!r} leads through the symbolic link {step!r}, which is not followed; name the real path",
+                about="path through a link",
             ) from error
         raise _explained(error, shown) from error
 
@@ -279,6 +382,27 @@ def _is_link(folder: int, step: str) -> bool:
     return False
 
 
+def _link(shown: str) -> ToolError:
+    return DeniedError(f"{shown!r} is a symbolic link, which is not followed; name its target", about="link")
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder, also one that was made hard to remove: locked, or deeper than any function calls itself."""
+    with suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        for words in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            with suppress(OSError, subprocess.TimeoutExpired):
+                subprocess.run(
+                    [*words, "--", str(folder)],
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    check=False,
+                    timeout=60,
+                    env={"PATH": os.defpath},
+                )
+
+
 def _explained(error: OSError, shown: str) -> ToolError:
     """What an error of the operating system means to a model."""
     match error.errno:
@@ -287,7 +411,7 @@ def _explained(error: OSError, shown: str) -> ToolError:
         case errno.ENOTDIR:
             text = f"{shown!r} leads through something that is not a folder"
         case errno.ELOOP | errno.EMLINK:  # EMLINK is what the BSDs say
-            text = f"{shown!r} is a symbolic link, which is not followed; name its target"
+            return _link(shown)
         case errno.EACCES | errno.EPERM:
             text = f"the operating system denies access to {shown!r}"
         case errno.EISDIR:

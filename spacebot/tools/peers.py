@@ -1,7 +1,8 @@
 """Whether a local connection comes from a command that a worker runs.
 
 Whoever reaches the API from this machine counts as its owner. A worker's command is on this machine too, and
-does what a web page or a file may have talked it into: it must not read other people's conversations there.
+does what a web page or a file may have talked it into: it must not read other people's conversations there. Nor
+must a page in a worker's browser, whose connections the program itself makes.
 
 Flow:    accepted connection -> is_from_command -> served or refused
 Floor:   tools
@@ -11,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from spacebot.tools.subprocesses import MARK, carries, children_of, last_command_ended_at
@@ -18,14 +20,34 @@ from spacebot.tools.subprocesses import MARK, carries, children_of, last_command
 LATE_S = 3.0  # a command may be gone before the last of its connections is accepted
 
 _TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_relayed: dict[int, float] = {}  # local port of a connection made for a page -> until when it counts
 _NOBODY = "0"  # the owner in the table when the socket was closed, or its process ended
 
 
-def has_commands() -> bool:
-    """Whether any command runs, or just did; quick enough to ask for each connection.
+@contextmanager
+def relayed(port: int) -> Iterator[None]:
+    """While a connection from this local port carries what a worker's browser asked for, and a moment longer."""
+    now = time.monotonic()
+    for old in [old for old, until in _relayed.items() if until < now]:
+        del _relayed[old]
+    _relayed[port] = float("inf")
+    try:
+        yield
+    finally:
+        _relayed[port] = time.monotonic() + LATE_S
 
-    Linux only: elsewhere always False.
+
+def _is_relayed(port: int) -> bool:
+    return _relayed.get(port, 0.0) > time.monotonic()
+
+
+def has_commands() -> bool:
+    """Whether any command runs, or just did, or a browser's page is served; quick enough to ask for each connection.
+
+    Commands are known on Linux only.
     """
+    if any(map(_is_relayed, _relayed)):
+        return True
     if sys.platform != "linux":
         return False
     return bool(children_of(os.getpid())) or time.monotonic() < last_command_ended_at() + LATE_S
@@ -38,6 +60,10 @@ def is_from_command(peer_port: int, own_port: int) -> bool:
     which `run_command` gives; everything below it counts, with or without the mark. A connection that its owner has
     closed already counts too: nobody is there to be asked, or to read an answer, and the command itself may be gone.
     """
+    if _is_relayed(peer_port):
+        return True
+    if sys.platform != "linux":
+        return False
     before: set[str] | None = None
     while True:
         # A table that changes while it is read may lack a line, so a missing one is looked for twice.

@@ -108,7 +108,8 @@ async def open_program(
             try:
                 yield program
             finally:
-                await end_family_of(popen, mark, invocation.wrappers, grace_s=grace_s)
+                with trio.CancelScope(shield=True):  # ends by itself: its own limits are those of its signals
+                    await end_family_of(popen, mark, invocation.wrappers, grace_s=grace_s)
                 nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):

@@ -6,16 +6,18 @@ Floor:  tools
 Source: messaging spec 7 and 8; pitfalls 24, 25, 27 and 28 of its section 19
 """
 
-import json
 import mimetypes
 import os
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol
 
 import trio
 from pydantic import BeforeValidator, Field
 
-from spacebot.base.errors import ToolError
+from spacebot.base.errors import DeniedError, ToolError
 from spacebot.base.ids import new_uuid
 from spacebot.base.redaction import find_secret
 from spacebot.base.text import clean_unicode
@@ -32,7 +34,7 @@ from spacebot.messaging.messages import (
     Select,
     SelectOption,
 )
-from spacebot.tools.channel import Reply, ReplyArguments, check_outgoing
+from spacebot.tools.channel import Reply, ReplyArguments, check_outgoing, refuse_secret
 from spacebot.tools.contract import ToolArguments, ToolOutput
 from spacebot.tools.paths_policy import Place, open_file
 from spacebot.tools.sandbox import Containment
@@ -130,8 +132,8 @@ class RichReply(Reply):
         rich = rich_of(arguments)
         text = arguments.content.strip() or (words_of(rich) if rich else "")
         check_outgoing(text)
-        if rich is not None and (kind := find_secret(f"{words_of(rich)}\n{json.dumps(rich.blocks)}")):
-            raise ToolError(f"a card, button, poll or block holds a secret ({kind}); say it without the secret")
+        if rich is not None:
+            refuse_secret("\n".join(_strings(rich)), "a card, button, poll, thread name or block")
         message_id = await self._turn.reply(text, rich)
         return ToolOutput(f'{{"success": true, "message_id": "{message_id}"}}', ends_turn=True)
 
@@ -162,6 +164,19 @@ def words_of(rich: Rich) -> str:
     if rich.poll is not None:
         lines += [rich.poll.question, *(f"{n}. {answer}" for n, answer in enumerate(rich.poll.answers, 1))]
     return "\n".join(line for line in lines if line)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text of a reply's parts, those too that people do not see at once: addresses, ids, descriptions."""
+    if is_dataclass(value):
+        yield from chain.from_iterable(_strings(getattr(value, field.name)) for field in fields(value))
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            yield from chain.from_iterable(_strings(item) for pair in value.items() for item in pair)
+        case list() | tuple():
+            yield from chain.from_iterable(map(_strings, value))
 
 
 def _card(card: CardArguments) -> Card:
@@ -257,18 +272,20 @@ class SendFile:
         self._max_bytes = min(max_bytes, MAX_FILE_BYTES)
 
     async def call(self, arguments: Any, node: Node) -> ToolOutput:
-        if kind := find_secret(arguments.caption):
-            raise ToolError(f"the caption holds a secret ({kind}); say it without the secret")
+        refuse_secret(arguments.caption, "the caption")
         limiter = self._containment.disk_limiter
         place = await trio.to_thread.run_sync(self._locate, arguments.file_path, limiter=limiter)
         if not await self._turn.may_send(place.parts):
-            raise ToolError("this file was given to you in a direct chat with somebody and stays there")
+            raise DeniedError(
+                "this file was given to you in a direct chat with somebody and stays there",
+                about="sending a private file",
+            )
         file = await trio.to_thread.run_sync(self._copy, place, limiter=limiter)
         message_id = await self._turn.send_file(file, arguments.caption.strip())
         return ToolOutput.of(success=True, message_id=message_id, filename=file.filename, size_bytes=file.size_bytes)
 
     def _locate(self, text: str) -> Place:
-        return self._containment.policy().locate(clean_unicode(text), writing=False)
+        return self._containment.policy().locate(clean_unicode(text), writing=False, tool=self.name)
 
     def _copy(self, place: Place) -> OutboundFile:
         """Take a copy that stays as it is until it is delivered, whatever becomes of the file."""
@@ -283,7 +300,8 @@ class SendFile:
         if not data:
             raise ToolError(f"{name!r} is empty; there is nothing to send")
         if kind := find_secret(data[:SCANNED_BYTES].decode("utf-8", "ignore")):
-            raise ToolError(f"{name!r} holds a secret ({kind}) and must not be sent")
+            raise DeniedError(f"{name!r} holds a secret ({kind}) and must not be sent", about=f"sending: {kind}")
+        refuse_secret(name, "the file's name")
         self._outgoing.mkdir(mode=0o700, parents=True, exist_ok=True)
         kept = self._outgoing / new_uuid()
         with kept.open("xb") as copy:

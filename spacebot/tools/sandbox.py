@@ -1,52 +1,55 @@
-"""What a command of an agent may see and change: its paths, its environment, its sandbox.
+"""What a command of an agent may see and change: its paths, its environment, its network, its sandbox.
 
-One object per agent answers for all tools. The areas it draws up are the file tool's policy and the
-sandbox's mounts alike; the environment is built from nothing; when no sandbox works here, commands
-run without one and everybody who asks is told so.
+One object per agent answers for all tools, and a view of it for each worker. The areas it draws up from the owner's
+permissions are the file tool's policy and the sandbox's mounts alike; the environment is built from nothing; when no
+sandbox works here, commands run without one and everybody who asks is told so.
 
-Flow:    probe_backend -> Containment(...) -> policy() | environment() | wrap() | describe()
+Flow:    probe_backend -> Containment(...) -> view() -> policy() | environment() | wrap() | describe()
 Floor:   tools
-Source:  tools spec 15
+Source:  tools spec 15; control spec 6.3, 6.4
 """
 
+import copy
 import logging
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import trio
 
-from spacebot.base.errors import ConfigError, ToolError
+from spacebot.base.errors import ConfigError, DeniedError, ToolError
 from spacebot.base.redaction import find_secret
 from spacebot.base.telemetry import kv
+from spacebot.config.hands import Permissions, Reach
 from spacebot.config.model import SandboxConfig
-from spacebot.tools.paths_policy import Access, Area, PathPolicy
+from spacebot.tools.backends import (
+    DEVICES,
+    MAC_FOLDERS,
+    PRIVATE_TMP,
+    PROCESSES,
+    RUN_FOLDERS,
+    SERVICES,
+    SYSTEM_FOLDERS,
+    Backend,
+    BackendKind,
+    bubblewrap_options,
+    probe_backend,
+    sandbox_profile,
+)
+from spacebot.tools.call_filter import call_filter
+from spacebot.tools.containment_words import Situation
+from spacebot.tools.paths_policy import Access, Area, PathPolicy, remove_tree, split_pattern
+from spacebot.tools.permissions import Gate
+
+__all__ = ["Backend", "BackendKind", "Containment", "Invocation", "check_environment", "probe_backend"]
 
 log = logging.getLogger(__name__)
 
-PROBE_S = 5.0
-PRIVATE_TMP = Path("/tmp")  # inside, a folder of the agent's own
-SYSTEM_FOLDERS = ("bin", "sbin", "usr", "lib", "lib32", "lib64", "libx32", "etc", "opt", "nix")
-# Of /run only what name resolution and NixOS need: the rest holds sockets of the system's services, and
-# a container engine's among them would be a way out.
-RUN_FOLDERS = ("current-system", "opengl-driver", "NetworkManager", "resolvconf", "systemd/resolve", "nscd")
-MAC_FOLDERS = (
-    "bin", "sbin", "usr", "System", "Library", "Applications", "opt", "private/etc", "private/var/db/timezone",
-    "private/var/select", "dev",
-)  # fmt: skip
-MAC_SERVICES = (
-    "trustd", "trustd.agent", "SecurityServer", "dnssd.service", "system.opendirectoryd.libinfo",
-    "SystemConfiguration.configd",
-)  # fmt: skip
-MAC_LINKS = ("/", "/etc", "/tmp", "/var", "/private")
 SYSTEM_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 DISK_THREADS = 4  # of one agent; more would only queue at the disk
+KEY_FOLDERS = (Path("/run/secrets"), Path("/run/spacebot"))  # where containers mount keys
 
 RESERVED_NAMES = frozenset({"PATH", "HOME", "TMPDIR", "CI", "DEBIAN_FRONTEND", "USER", "LANG", "TERM"})
 # They make a program load code of the caller's choice; tools spec 5.4.
@@ -57,34 +60,6 @@ INJECTING_NAMES = frozenset({
 INJECTING_LEADS = ("LD_", "DYLD_")
 OWN_LEAD = "SPACEBOT_"
 
-# A process of the superuser keeps its rights inside; these three let archives and package managers work,
-# all others (mounting, tracing, devices) would be ways out.
-KEPT_CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER")
-
-
-class BackendKind(StrEnum):
-    """What can contain a command on this machine."""
-
-    BUBBLEWRAP = "bubblewrap"
-    SANDBOX_EXEC = "sandbox-exec"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
-    """What a probe found; it holds for the life of the program.
-
-    Args:
-        program: absolute path of the sandbox program; empty for `NONE`.
-        has_proc: whether a fresh `/proc` can be mounted (not in nested containers); without, there is none.
-        note: version, or the reason why nothing can be used.
-    """
-
-    kind: BackendKind = BackendKind.NONE
-    program: str = ""
-    has_proc: bool = True
-    note: str = "not probed"
-
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
@@ -92,17 +67,14 @@ class Invocation:
 
     Args:
         wrappers: how many processes of the sandbox program stand above the command's own.
+        filter: the calls that the kernel refuses it, for bubblewrap to read; empty for none.
     """
 
     argv: tuple[str, ...]
     folder: Path
     environment: Mapping[str, str]
     wrappers: int = 0
-
-
-async def probe_backend() -> Backend:
-    """Find out, by trying, what can contain commands here. Never fails: the reason stands in `note`."""
-    return await trio.to_thread.run_sync(_probe)
+    filter: bytes = b""
 
 
 class Containment:
@@ -114,6 +86,9 @@ class Containment:
         data_dir: the agent's databases; hidden even where the workspace contains them.
         tools_bin: programs installed by the owner, first in PATH.
         skills: folders of skills; commands may read them and not write.
+        others: workspaces of other agents, which no command sees even where the machine is open to it.
+        private: folder of the workspace whose parts are seen by views that were opened for them, and nobody else.
+        gate: the owner's permissions.
         settings: the live `[agents.sandbox]` table, read at every command.
         tool_secrets: variables that the owner meant for commands, read at every command.
         backend: what `probe_backend` found.
@@ -130,27 +105,57 @@ class Containment:
         data_dir: Path,
         tools_bin: Path,
         skills: Sequence[Path] = (),
+        others: Callable[[], Sequence[Path]] = tuple,
+        private: Path | None = None,
+        gate: Gate | None = None,
         settings: Callable[[], SandboxConfig],
         tool_secrets: Callable[[], Mapping[str, str]] = dict,
         backend: Backend | None = None,
         inherited: Mapping[str, str] | None = None,
     ) -> None:
         self.workspace = _real(workspace)
+        self.gate = gate or Gate()
         self._instance_root = _real(instance_root)
         self._data_dir = _real(data_dir)
         self._tools_bin = _real(tools_bin)
         self._aliases = tuple((path, real) for path, real in ((workspace, self.workspace),) if path != real)
         self._skills = tuple(folder.parent.resolve() / folder.name for folder in skills)  # the last step is no link
+        self._others = others
+        self._private = None if private is None else self.workspace / private.relative_to(workspace)
+        self._opened: tuple[Path, ...] = ()
+        self._sees_private = False
         self._settings = settings
         self._tool_secrets = tool_secrets
         self.backend = backend or Backend()
         self._inherited = os.environ if inherited is None else inherited
         self._reported: set[Path] = set()
         self.disk_limiter = trio.CapacityLimiter(DISK_THREADS)
+        self.temporary = self._data_dir / "tmp" / "shared"  # found as /tmp, kept between commands
         if self.workspace in (self._instance_root, self._data_dir) or self.workspace.is_relative_to(self._data_dir):
             raise ConfigError(
                 f"workspace {str(workspace)!r} is a folder of the program's own files; name another under [[agents]]"
             )
+
+    def view(self, name: str, *, opened: Sequence[Path] = (), sees_private: bool = False) -> "Containment":
+        """The same rules for one worker: a temporary folder of its own, and what is hidden from all others.
+
+        Call `open_folders` before its first command and `remove` after its last.
+
+        Args:
+            name: of the worker, fit for a file name.
+            opened: parts of the private folder that it sees.
+            sees_private: it sees all of it; for the owner's own console.
+        """
+        view = copy.copy(self)
+        view.temporary = self._data_dir / "tmp" / name
+        view._opened = tuple(self.workspace / path.relative_to(self.workspace) for path in opened)
+        view._sees_private = sees_private
+        return view
+
+    @property
+    def terms(self) -> tuple[Permissions, SandboxConfig]:
+        """What the owner allows now; a program that began under other terms should begin anew."""
+        return self.gate.permissions, self._settings()
 
     @property
     def is_enabled(self) -> bool:
@@ -162,23 +167,164 @@ class Containment:
         """Whether commands are contained in fact."""
         return self.is_enabled and self.backend.kind is not BackendKind.NONE
 
-    @property
-    def temporary(self) -> Path:
-        """The agent's own folder for temporary files, kept between commands."""
-        return self._data_dir / "tmp"
-
     def prepare(self) -> None:
-        """Empty the temporary folder. Blocking: call it from a thread, once, before the first command."""
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        self._make_temporary()
+        """Remove what earlier lives left in temporary folders. Blocking: call it from a thread, once, at the start."""
+        remove_tree(self._data_dir / "tmp")
+        self.open_folders()
+
+    def open_folders(self) -> None:
+        """Make the folders that must be there before a command: what is missing cannot be hidden. Blocking."""
+        self.temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (*self._skills, *((self._private,) if self._private else ()), *self._opened):
+            with suppress(OSError):
+                if path in self._skills or not self._is_led_away():
+                    path.mkdir(parents=path not in self._skills, exist_ok=True)
+
+    def remove(self) -> None:
+        """Remove the temporary folder, whatever a command made in it. Blocking."""
+        remove_tree(self.temporary)
+
+    # Paths
 
     def policy(self) -> PathPolicy:
-        """The rules of this moment for paths."""
-        settings = self._settings()
-        areas, aliases = self._areas(settings), self._aliases
+        """The rules of this moment for paths, as the file tool and `send_file` have them."""
+        return self._policy(is_whole=False)
+
+    def _commands_policy(self) -> PathPolicy:
+        return self._policy(is_whole=self.gate.permissions.shell is Reach.ALLOW)
+
+    def _policy(self, *, is_whole: bool, readable: Sequence[Path] = (), writable: Sequence[Path] = ()) -> PathPolicy:
+        settings, permissions = self._settings(), self.gate.permissions
+        reading = self._reading(permissions, settings, is_whole=is_whole)
+        writing = self._writing(permissions, settings, is_whole=is_whole)
+        aliases = self._aliases
         if self._has_private_tmp():  # the file tool must mean the same folder by it as a command does
-            areas, aliases = [*areas, Area(self.temporary, Access.WRITE)], (*aliases, (PRIVATE_TMP, self.temporary))
-        return PathPolicy(base=self.workspace, areas=areas, is_enforced=settings.mode == "enabled", aliases=aliases)
+            reading.append(Area(self.temporary, Access.READ))
+            writing.append(Area(self.temporary, Access.WRITE))
+            aliases = (*aliases, (PRIVATE_TMP, self.temporary))
+        reading += [Area(_real(path), Access.READ) for path in (*readable, *writable)]
+        writing += [Area(_real(path), Access.WRITE) for path in writable]
+        writing += [Area(_real(path), Access.HIDDEN) for path in readable]
+        return PathPolicy(
+            base=self.workspace,
+            reading=reading,
+            writing=writing,
+            gate=self.gate,
+            is_enforced=settings.mode == "enabled",
+            aliases=aliases,
+            private=self._private,
+        )
+
+    def _reading(self, permissions: Permissions, settings: SandboxConfig, *, is_whole: bool) -> list[Area]:
+        reach = Reach.ALLOW if is_whole else permissions.file_read
+        areas = self._hidden()
+        if reach is Reach.ALLOW:
+            # A socket that can be seen can be talked to, also where nothing may be written.
+            hidden = (PROCESSES, *KEY_FOLDERS) if is_whole else (PROCESSES, SERVICES)
+            areas += [Area(Path("/"), Access.READ), *(Area(path, Access.HIDDEN) for path in hidden)]
+            areas += [Area(SERVICES / name, Access.SYSTEM) for name in RUN_FOLDERS]
+        else:
+            root = Path("/")
+            system = MAC_FOLDERS if self.backend.kind is BackendKind.SANDBOX_EXEC else SYSTEM_FOLDERS
+            areas += [Area(root / name, Access.SYSTEM) for name in system]
+            areas += [Area(SERVICES / name, Access.SYSTEM) for name in RUN_FOLDERS]
+        areas.append(Area(self._tools_bin, Access.SYSTEM))
+        return areas + self._granted(reach, settings, Access.READ)
+
+    def _writing(self, permissions: Permissions, settings: SandboxConfig, *, is_whole: bool) -> list[Area]:
+        reach = Reach.ALLOW if is_whole else permissions.file_write
+        areas = self._hidden()
+        areas += [Area(path, Access.HIDDEN) for path in (self.workspace / "ingest", self._tools_bin, *self._skills)]
+        if reach is Reach.ALLOW:
+            hidden = (PROCESSES, DEVICES, *(KEY_FOLDERS if is_whole else (SERVICES,)))
+            areas += [Area(Path("/"), Access.WRITE), *(Area(path, Access.HIDDEN) for path in hidden)]
+        return areas + self._granted(reach, settings, Access.WRITE)
+
+    def _hidden(self) -> list[Area]:
+        folders = [self._instance_root, self._data_dir, *filter(self._is_foreign, map(_real, self._others()))]
+        if self._private is not None and not self._sees_private and not self._is_led_away():
+            folders.append(self._private)
+        return [Area(path, Access.HIDDEN) for path in folders]
+
+    def _is_led_away(self) -> bool:
+        """Whether somebody put a link in the private folder's place: nothing is kept there then."""
+        return self._private is not None and (self._private.is_symlink() or self._private.parent.is_symlink())
+
+    def _is_foreign(self, path: Path) -> bool:
+        """Whether the workspace of another agent is not shared with this one by the owner."""
+        named = [_real(self.workspace / folder.expanduser()) for folder in self._settings().writable_paths]
+        return path not in (self.workspace, *named)
+
+    def _granted(self, reach: Reach | Sequence[str], settings: SandboxConfig, access: Access) -> list[Area]:
+        """The workspace and what the owner named beside it."""
+        if reach is Reach.DENY:
+            return []
+        # What holds hidden parts is a mount of its own: a mount cannot be renamed, and with it what hides them.
+        holding = [self._private.parent] if self._private is not None and not self._is_led_away() else []
+        areas = [Area(path, access) for path in (self.workspace, *holding, *self._opened)]
+        if access is Access.READ:
+            areas += [Area(path, access) for path in self._skills if not path.is_symlink()]
+        patterns = () if isinstance(reach, Reach) else reach
+        named = [(self.workspace / path.expanduser(), "") for path in settings.writable_paths]
+        named += [split_pattern(os.path.expanduser(pattern)) for pattern in patterns]
+        for path, pattern in named:
+            real = _real(self.workspace / path)
+            if real.is_relative_to(self._instance_root) and not real.is_relative_to(self.workspace):
+                if real not in self._reported:
+                    self._reported.add(real)
+                    log.warning("path ignored: it lies in the instance directory", extra=kv(path=str(real)))
+            elif not real.is_relative_to(self.workspace):
+                areas.append(Area(real, access, pattern))
+        return areas
+
+    def working_folder(self, text: str | None) -> Path:
+        """The folder that a command asked to start in. Blocking: call it from a thread.
+
+        Links are resolved and the target must be allowed; the sandbox is what holds the command there.
+
+        Errors: ToolError.
+        """
+        policy = self._commands_policy()
+        if not text:
+            return self.visible(self._start(policy))
+        place = policy.place(text, writing=False, tool="working_dir")
+        real = _real(place.path)
+        if self.is_enabled and policy.access(real) not in (Access.WRITE, Access.READ):
+            raise DeniedError(
+                f"working_dir {text!r} leads outside of the workspace; choose a folder inside", about="folder outside"
+            )
+        if not os.path.isdir(real):  # no error for a name that cannot exist
+            raise ToolError(f"working_dir {text!r} is not a folder; create it first or leave the argument out")
+        return self.visible(real)
+
+    def _start(self, policy: PathPolicy) -> Path:
+        """The workspace, unless commands may not see it."""
+        is_seen = not self.is_active or policy.access(self.workspace) in (Access.WRITE, Access.READ)
+        return self.workspace if is_seen else self.temporary
+
+    def visible(self, path: Path) -> Path:
+        """The path by which a command finds an admitted folder."""
+        if self._has_private_tmp() and path.is_relative_to(self.temporary):
+            return PRIVATE_TMP / path.relative_to(self.temporary)
+        return path
+
+    def is_seen(self, path: Path) -> bool:
+        """Whether a command finds something at a path."""
+        return not self.is_active or self._commands_policy().access(path, exactly=False) is not Access.HIDDEN
+
+    def is_replaceable(self, path: Path) -> bool:
+        """Whether a worker could have put something of its own at a path: for programs that are known by name."""
+        areas = self._granted(Reach.WORKSPACE, self._settings(), Access.WRITE)
+        permissions = self.gate.permissions
+        if not isinstance(permissions.file_write, Reach):
+            areas += self._granted(permissions.file_write, self._settings(), Access.WRITE)
+        folders = [*(area.path for area in areas), self._data_dir, PRIVATE_TMP, Path("/var/tmp"), Path("/dev/shm")]
+        return any(path.is_relative_to(folder) for folder in folders)
+
+    def _has_private_tmp(self) -> bool:
+        return self.is_active and self.backend.kind is BackendKind.BUBBLEWRAP
+
+    # Environment
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """Variables for a command: built from nothing, whether contained or not.
@@ -187,6 +333,10 @@ class Containment:
             extra: the command's own; reserved and injecting names are left out (`check_environment` refuses them).
         """
         return self._variables(self._tool_secrets(), extra or {})
+
+    def tool_secret(self, name: str) -> str | None:
+        """The value of a secret that the owner meant for commands; None when there is none of this name."""
+        return self._tool_secrets().get(name.strip().upper())
 
     def _variables(self, secrets: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
         settings = self._settings()
@@ -199,7 +349,7 @@ class Containment:
                 result[name] = inherited[name]
         result |= {name: value for name, value in extra.items() if _is_free(name)}
         return result | {
-            "PATH": self._search_path(),
+            "PATH": self.search_path,
             "HOME": home,
             "TMPDIR": str(PRIVATE_TMP if self._has_private_tmp() else self.temporary),
             "CI": "true",  # installers and test runners then ask no questions
@@ -208,6 +358,14 @@ class Containment:
             "LANG": inherited.get("LANG", "C.UTF-8"),
             "TERM": inherited.get("TERM", "dumb"),
         }
+
+    @property
+    def search_path(self) -> str:
+        """Where commands look for programs."""
+        theirs = (entry for entry in self._inherited.get("PATH", "").split(os.pathsep) if os.path.isabs(entry))
+        return os.pathsep.join(dict.fromkeys((str(self._tools_bin), *theirs, *SYSTEM_PATH)))
+
+    # Commands
 
     def wrap(
         self, argv: Sequence[str], *, folder: Path | None = None, extra: Mapping[str, str] | None = None
@@ -218,28 +376,21 @@ class Containment:
 
         Args:
             folder: where the command starts; the workspace when None. Check it with `working_folder`.
-        """
-        folder = folder or self.workspace
-        self._make_temporary()
-        for path in self._skills:  # a folder that is missing could not be kept from being made by the command
-            with suppress(OSError):
-                path.mkdir(exist_ok=True)
-        environment = self.environment(extra)
-        if not self.is_active:
-            return Invocation(tuple(argv), folder, environment)
-        return self._contained(argv, self._areas(self._settings()), folder, environment)
 
-    def _contained(
-        self, argv: Sequence[str], areas: Sequence[Area], folder: Path, environment: Mapping[str, str]
-    ) -> Invocation:
-        if self.backend.kind is BackendKind.SANDBOX_EXEC:
-            profile = sandbox_profile(areas, temporary=self.temporary)
-            return Invocation((self.backend.program, "-p", profile, *argv), folder, environment)
-        options = bubblewrap_options(areas, temporary=self.temporary, has_proc=self.backend.has_proc)
-        # Variables reach the command through the sandbox program's own environment, which holds nothing else:
-        # as options they would stand in a command line that every user of the machine can read.
-        words = (self.backend.program, *options, "--chdir", str(folder), "--", *argv)
-        return Invocation(words, Path("/"), environment, wrappers=2)
+        Errors: NotPermittedError when the network is denied and cannot be cut here.
+        """
+        self.open_folders()
+        policy = self._commands_policy()
+        has_network = self._network(argv[0])
+        folder = folder or self.visible(self._start(policy))
+        return self._contained(argv, policy, folder, self.environment(extra), has_network=has_network)
+
+    def wrap_search(self, argv: Sequence[str], *, folder: Path) -> Invocation:
+        """As `wrap`, for a program of the file tool: it sees what files may be read, and no secret."""
+        self.open_folders()
+        policy = self.policy()
+        has_network = not self.backend.can_cut_network
+        return self._contained(argv, policy, folder, self._variables({}, {}), has_network=has_network)
 
     def wrap_program(
         self,
@@ -249,6 +400,7 @@ class Containment:
         extra: Mapping[str, str] | None = None,
         writable: Sequence[Path] = (),
         readable: Sequence[Path] = (),
+        has_network: bool | None = None,
     ) -> Invocation:
         """As `wrap`, for a program that the owner configured and a worker only uses: a browser, a coding server.
 
@@ -256,90 +408,63 @@ class Containment:
 
         Args:
             writable, readable: further paths, which exist; also such that lie in the program's own folders.
+            has_network: None: as the owner permits workers; True only where the program has to be reached by ours.
+
+        Errors: NotPermittedError when the network is denied and cannot be cut here.
         """
-        folder = folder or self.workspace
-        self._make_temporary()
-        environment = self._variables({}, extra or {})
+        self.open_folders()
+        policy = self._policy(is_whole=False, readable=readable, writable=writable)
+        has_network = self._network(argv[0]) if has_network is None else has_network
+        folder = folder or self.visible(self._start(policy))
+        return self._contained(argv, policy, folder, self._variables({}, extra or {}), has_network=has_network)
+
+    def _network(self, program: str) -> bool:
+        """Whether a command has the network."""
+        if self.gate.permissions.network_outbound:
+            return True
+        if not (self.is_active and self.backend.can_cut_network):
+            why = "the sandbox is switched off" if not self.is_enabled else "no sandbox works here that could cut it"
+            reason = f"network_outbound is denied to this agent and {why}, so {program!r} is not started"
+            self.gate.refuse("command", reason, key="network_outbound")
+        return False
+
+    def _contained(
+        self,
+        argv: Sequence[str],
+        policy: PathPolicy,
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        has_network: bool,
+    ) -> Invocation:
         if not self.is_active:
             return Invocation(tuple(argv), folder, environment)
-        areas = self._areas(self._settings())
-        areas += [Area(_real(path), Access.SYSTEM) for path in readable]
-        areas += [Area(_real(path), Access.WRITE) for path in writable]
-        return self._contained(argv, areas, folder, environment)
+        if self.backend.kind is BackendKind.SANDBOX_EXEC:
+            profile = sandbox_profile(policy.areas, temporary=self.temporary, has_network=has_network)
+            return Invocation((self.backend.program, "-p", profile, *argv), folder, environment)
+        options = bubblewrap_options(
+            policy.areas, temporary=self.temporary, has_proc=self.backend.has_proc, has_network=has_network
+        )
+        # Variables reach the command through the sandbox program's own environment, which holds nothing else:
+        # as options they would stand in a command line that every user of the machine can read.
+        words = (self.backend.program, *options, "--chdir", str(folder), "--", *argv)
+        return Invocation(words, Path("/"), environment, wrappers=2, filter=call_filter())
 
-    def working_folder(self, text: str | None) -> Path:
-        """The folder that a command asked to start in. Blocking: call it from a thread.
-
-        Links are resolved and the target must be allowed; the sandbox is what holds the command there.
-
-        Errors: ToolError.
-        """
-        if not text:
-            return self.workspace
-        policy = self.policy()
-        place = policy.locate(text, writing=False)
-        real = _real(place.path)
-        if self.is_enabled and policy.access(real) not in (Access.WRITE, Access.READ):
-            raise ToolError(f"working_dir {text!r} leads outside of the workspace; choose a folder inside")
-        if not real.is_dir():
-            raise ToolError(f"working_dir {text!r} is not a folder; create it first or leave the argument out")
-        return self.visible(real)
-
-    def visible(self, path: Path) -> Path:
-        """The path by which a command finds an admitted folder."""
-        if self._has_private_tmp() and path.is_relative_to(self.temporary):
-            return PRIVATE_TMP / path.relative_to(self.temporary)
-        return path
+    # Words
 
     def describe(self) -> str:
-        """What is true about containment now, for a worker's prompt: real lists, or that there is none."""
-        areas = self._areas(self._settings())
-        writable = ", ".join(str(area.path) for area in areas if area.access is Access.WRITE)
-        own = [self.workspace / "ingest", *(path for path in self._skills if path.is_relative_to(self.workspace))]
-        kept = f" (except below {' and '.join(map(str, own))})"
-        if not self.is_enabled:
-            return "Containment is inactive (switched off by the owner): commands and the file tool reach every path."
-        files = f"The file tool reaches only: {writable}{kept}."
-        if not self.is_active:
-            return (
-                f"Containment of commands is inactive ({self.backend.note}): they run with all rights of the "
-                f"program's user. {files}"
-            )
-        readable = ", ".join(str(area.path) for area in areas if area.access is Access.SYSTEM and area.path.exists())
-        private = f", {PRIVATE_TMP} (yours alone)" if self._has_private_tmp() else f", {self.temporary}"
-        return (
-            f"Commands run in a sandbox. They may write: {writable}{kept}{private}. They may read besides: {readable}. "
-            "No other path exists for them; the network is open. The file tool reaches what commands may write."
+        """What is true now about containment and permissions, for a worker's prompt."""
+        situation = Situation(
+            is_enabled=self.is_enabled,
+            trouble="" if self.is_active else self.backend.note,
+            files=self.policy(),
+            commands=self._commands_policy(),
+            gate=self.gate,
+            temporary=PRIVATE_TMP if self._has_private_tmp() else self.temporary,
+            kept=[self.workspace / "ingest", *(path for path in self._skills if path.is_relative_to(self.workspace))],
+            own=self._instance_root,
         )
-
-    def _areas(self, settings: SandboxConfig) -> list[Area]:
-        root = Path("/")
-        system = MAC_FOLDERS if self.backend.kind is BackendKind.SANDBOX_EXEC else SYSTEM_FOLDERS
-        areas = [Area(root / name, Access.SYSTEM) for name in system]
-        areas += [Area(root / "run" / name, Access.SYSTEM) for name in RUN_FOLDERS]
-        areas += [Area(self._tools_bin, Access.SYSTEM)]
-        areas += [Area(self._instance_root, Access.HIDDEN), Area(self._data_dir, Access.HIDDEN)]
-        areas += [Area(self.workspace, Access.WRITE), Area(self.workspace / "ingest", Access.READ)]
-        areas += [Area(path, Access.READ) for path in self._skills if not path.is_symlink()]
-        for path in settings.writable_paths:
-            real = _real(self.workspace / path.expanduser())
-            if real.is_relative_to(self._instance_root) and not real.is_relative_to(self.workspace):
-                if real not in self._reported:
-                    self._reported.add(real)
-                    log.warning("writable path ignored: it lies in the instance directory", extra=kv(path=str(real)))
-            elif not real.is_relative_to(self.workspace):
-                areas.append(Area(real, Access.WRITE))
-        return areas
-
-    def _has_private_tmp(self) -> bool:
-        return self.is_active and self.backend.kind is BackendKind.BUBBLEWRAP
-
-    def _make_temporary(self) -> None:
-        self.temporary.mkdir(parents=True, exist_ok=True, mode=0o700)
-
-    def _search_path(self) -> str:
-        theirs = (entry for entry in self._inherited.get("PATH", "").split(os.pathsep) if os.path.isabs(entry))
-        return os.pathsep.join(dict.fromkeys((str(self._tools_bin), *theirs, *SYSTEM_PATH)))
+        return situation.words()
 
 
 def check_environment(variables: Mapping[str, str]) -> None:
@@ -353,122 +478,12 @@ def check_environment(variables: Mapping[str, str]) -> None:
         if "\0" in value:
             raise ToolError(f"the value of {name!r} holds a NUL character")
         if name.upper() in RESERVED_NAMES:
-            raise ToolError(f"{name} is fixed for every command; leave it out of env")
+            raise DeniedError(f"{name} is fixed for every command; leave it out of env", about="reserved variable")
         if not _is_free(name):
-            raise ToolError(f"{name} may not be set, it makes programs load other code; leave it out of env")
-
-
-def bubblewrap_options(areas: Sequence[Area], *, temporary: Path, has_proc: bool) -> list[str]:
-    """Options of bubblewrap that show exactly these areas; the deeper one wins, as in the policy.
-
-    Blocking: looks at which folders exist. Order matters: a later mount covers an earlier one.
-    """
-    options = ["--unshare-pid", "--unshare-ipc", "--new-session", "--die-with-parent"]
-    if os.geteuid() == 0:
-        options += ["--cap-drop", "ALL", *(word for name in KEPT_CAPABILITIES for word in ("--cap-add", name))]
-    mounts: list[tuple[Path, list[str]]] = [
-        (Path("/dev"), ["--dev", "/dev"]),
-        (PRIVATE_TMP, ["--bind", str(temporary), str(PRIVATE_TMP)]),
-        (Path("/var/tmp"), ["--symlink", str(PRIVATE_TMP), "/var/tmp"]),
-    ]
-    if has_proc:
-        mounts.append((Path("/proc"), ["--proc", "/proc"]))
-    sealed = ["--remount-ro", "/"]  # or writes beside the areas would seem to work and vanish
-    shown = [area.path for area in areas if area.access is not Access.HIDDEN]
-    for area in sorted(areas, key=lambda area: area.access is Access.HIDDEN):
-        path = str(area.path)
-        if not area.path.exists():
-            continue
-        match area.access:
-            case Access.SYSTEM | Access.READ:
-                mounts.append((area.path, ["--ro-bind", path, path]))
-            case Access.WRITE:
-                mounts.append((area.path, ["--bind", path, path]))
-            case Access.HIDDEN if any(area.path.is_relative_to(folder) for folder in shown):
-                mounts.append((area.path, ["--tmpfs", path]))
-                sealed += ["--remount-ro", path]
-    mounts.sort(key=lambda mount: len(mount[0].parts))  # stable: at equal depth the order above holds
-    return [*options, *(word for _, words in mounts for word in words), *sealed]
-
-
-def sandbox_profile(areas: Sequence[Area], *, temporary: Path) -> str:
-    """The profile for macOS sandbox-exec: closed, then one rule for each area, the deepest last.
-
-    Not tried on a Mac by its tests; kept small for that reason. The trust and name services stay reachable, or
-    TLS and DNS fail; metadata of the folders above an area too, or programs cannot find their own folder.
-    """
-    lines = [
-        "(version 1)",
-        "(deny default)",
-        "(allow process*)",
-        "(allow signal (target same-sandbox))",
-        "(allow sysctl-read)",
-        "(allow network*)",
-        "(allow system-socket)",
-        "(allow ipc-posix*)",
-        *(f'(allow mach-lookup (global-name "com.apple.{name}"))' for name in MAC_SERVICES),
-        *(f"(allow file-read-metadata (literal {_quoted(Path(name))}))" for name in MAC_LINKS),
-        '(allow file-read* file-write* (literal "/dev/null") (literal "/dev/zero") (literal "/dev/tty"))',
-    ]
-    ordered = sorted(areas, key=lambda area: (len(area.path.parts), area.access is Access.HIDDEN))
-    for area in (*ordered, Area(temporary, Access.WRITE)):
-        path = _quoted(area.path)
-        match area.access:
-            case Access.SYSTEM | Access.READ:
-                lines += [f"(allow file-read* (subpath {path}))", f"(deny file-write* (subpath {path}))"]
-            case Access.WRITE:
-                lines += [f"(allow file-read* file-write* (subpath {path}))"]
-            case Access.HIDDEN:
-                lines += [f"(deny file-read* file-write* (subpath {path}))"]
-    above = {parent for area in (*areas, Area(temporary, Access.WRITE)) for parent in area.path.parents}
-    lines += [f"(allow file-read-metadata (literal {_quoted(path)}))" for path in sorted(above)]
-    return "\n".join(lines)
-
-
-def _probe() -> Backend:
-    if sys.platform == "darwin":
-        program = shutil.which("sandbox-exec")
-        if program and _runs([program, "-p", "(version 1)(allow default)", "/usr/bin/true"]) is None:
-            return Backend(kind=BackendKind.SANDBOX_EXEC, program=program, note="sandbox-exec")
-        return Backend(note="sandbox-exec does not work here")
-    program = shutil.which("bwrap") if sys.platform == "linux" else None
-    if program is None:
-        log.warning("commands run without a sandbox", extra=kv(reason="bubblewrap is not installed"))
-        return Backend(note="bubblewrap is not installed")
-    reason = ""
-    areas = [Area(Path("/") / name, Access.SYSTEM) for name in SYSTEM_FOLDERS]
-    for has_proc in (True, False):
-        options = bubblewrap_options(areas, temporary=Path("/usr"), has_proc=has_proc)
-        failure = _runs([program, *options, "--", "true"])
-        if failure is None:
-            version = _version(program)
-            log.info("sandbox found", extra=kv(version=version, has_proc=has_proc))
-            return Backend(kind=BackendKind.BUBBLEWRAP, program=program, has_proc=has_proc, note=version)
-        reason = reason or failure
-    log.warning("commands run without a sandbox", extra=kv(reason=reason))
-    return Backend(note=f"bubblewrap does not work here: {reason}")
-
-
-def _runs(argv: Sequence[str]) -> str | None:
-    """None when the command succeeds, else the last line of what it said."""
-    try:
-        result = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S, check=False, env={"PATH": os.defpath}
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return type(error).__name__
-    if result.returncode == 0:
-        return None
-    lines = result.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit code {result.returncode}"
-
-
-def _version(program: str) -> str:
-    try:
-        result = subprocess.run([program, "--version"], capture_output=True, timeout=PROBE_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "bubblewrap"
-    return result.stdout.decode(errors="replace").strip() or "bubblewrap"
+            raise DeniedError(
+                f"{name} may not be set, it makes programs load other code; leave it out of env",
+                about="injecting variable",
+            )
 
 
 def _real(path: Path) -> Path:
@@ -483,8 +498,3 @@ def _is_free(name: str) -> bool:
 def _is_own(name: str, value: str) -> bool:
     # Credentials that the configuration uses are registered with the scrubber under this kind.
     return name.startswith(OWN_LEAD) or find_secret(value) == "configured secret"
-
-
-def _quoted(path: Path) -> str:
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'

@@ -1,14 +1,17 @@
 """The shell and exec tools: commands of a model, contained, bounded, gone when they end.
 
-What is refused is refused by the sandbox and the cleared environment, never by looking at the text of
-a command: such filters were bypassed each time and hindered honest work.
+What is refused is refused by the owner's permissions, the sandbox and the cleared environment, never by looking at
+the text of a command: such filters were bypassed each time and hindered honest work.
 
-Flow:    arguments -> Containment.wrap -> run_command -> one text
+Flow:    arguments -> Gate -> Containment.wrap -> run_command -> one text
 Floor:   tools
-Source:  tools spec 5
+Source:  tools spec 5; control spec 6.4
 """
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import trio
@@ -17,7 +20,9 @@ from pydantic import BeforeValidator, Field
 from spacebot.base.errors import ToolError
 from spacebot.base.text import clean_unicode
 from spacebot.base.tree import Node
+from spacebot.config.hands import ExecRule
 from spacebot.tools.contract import LenientInt, ToolArguments, ToolOutput
+from spacebot.tools.permissions import Right
 from spacebot.tools.sandbox import Containment, Invocation, check_environment
 from spacebot.tools.subprocesses import Ending, Report, run_command
 
@@ -81,11 +86,16 @@ class ShellTool:
         """Run it to its end. Errors, cancel: as `Tool.call`."""
         if not arguments.command.strip():
             raise ToolError("the command is empty; send the command line to run")
+        self._containment.gate.require(Right.SHELL, tool=self.name)
         return await _run(["sh", "-c", arguments.command], arguments, node, self._containment, self._on_output)
 
 
 class ExecTool:
-    """Runs one program with arguments that no shell interprets. Constructor as `ShellTool`."""
+    """Runs one program with arguments that no shell interprets. Constructor as `ShellTool`.
+
+    Where only some programs may be started, a program is known by its base name and has to lie where no worker can have
+    put it. That keeps a model to its usual tools; what these can be made to do is held by the sandbox alone.
+    """
 
     name: ClassVar[str] = "exec"
     arguments: ClassVar[type[ToolArguments]] = ExecArguments
@@ -98,7 +108,15 @@ class ExecTool:
         """Run it to its end. Errors, cancel: as `Tool.call`."""
         if not arguments.program.strip():
             raise ToolError("the program is empty; send its name or path")
-        return await _run([arguments.program, *arguments.args], arguments, node, self._containment, self._on_output)
+        self._containment.gate.require(Right.EXEC, tool=self.name)
+        return await _run(
+            [arguments.program, *arguments.args],
+            arguments,
+            node,
+            self._containment,
+            self._on_output,
+            is_listed_only=self._containment.gate.permissions.exec is ExecRule.ALLOWLIST,
+        )
 
 
 async def _run(
@@ -107,6 +125,8 @@ async def _run(
     node: Node,
     containment: Containment,
     on_output: OnOutput | None,
+    *,
+    is_listed_only: bool = False,
 ) -> ToolOutput:
     extra = {variable.key: variable.value for variable in arguments.env}
     check_environment(extra)
@@ -115,7 +135,9 @@ async def _run(
     argv = [clean_unicode(word) for word in argv]
 
     def prepared() -> Invocation:
-        return containment.wrap(argv, folder=containment.working_folder(arguments.working_dir), extra=extra)
+        folder = containment.working_folder(arguments.working_dir)
+        words = [listed_program(argv[0], folder, containment), *argv[1:]] if is_listed_only else argv
+        return containment.wrap(words, folder=folder, extra=extra)
 
     invocation = await trio.to_thread.run_sync(prepared, limiter=containment.disk_limiter)
     timeout_s = min(max(arguments.timeout_seconds, 1), MAX_TIMEOUT_S)
@@ -125,6 +147,35 @@ async def _run(
     if invocation.wrappers and report.exit_code == 1 and report.stderr.startswith("bwrap: execvp"):
         raise ToolError(f"program {argv[0]!r} was not found; check the name, or install it into the workspace")
     return ToolOutput(render_report(report, timeout_s=timeout_s), is_error=report.ending is not Ending.EXITED)
+
+
+def listed_program(program: str, folder: Path, containment: Containment) -> str:
+    """The path of a program that the owner's list names. Blocking: call it from a thread.
+
+    Args:
+        folder: where a relative path starts.
+
+    Errors: NotPermittedError; ToolError when it is not there.
+    """
+    gate = containment.gate
+    allowed = gate.permissions.exec_allowlist
+    name = os.path.basename(program)
+    if name not in allowed:
+        known = ", ".join(allowed) or "no program"
+        gate.refuse("exec", f"{name!r} is not among what exec may start: {known}", key="exec_allowlist")
+    entries = [containment.search_path] if program == name else []
+    folders = [entry for entry in os.pathsep.join(entries).split(os.pathsep) if entry] or [str(folder)]
+    found = [os.path.normpath(place) for entry in folders if (place := shutil.which(os.path.join(entry, program)))]
+    # Both the link and what it leads to: either could be a worker's own, or lie where commands see nothing.
+    pairs = [(Path(place), Path(os.path.realpath(place))) for place in found]
+    seen = [pair for pair in pairs if all(map(containment.is_seen, pair))]
+    for installed, real in seen:
+        if not containment.is_replaceable(installed) and not containment.is_replaceable(real):
+            return str(installed)
+    if not seen:
+        raise ToolError(f"program {program!r} was not found; check the name, or tell the user that it is missing")
+    reason = f"{program!r} lies where workers write, so its name says nothing; exec starts installed programs only"
+    return gate.refuse("exec", reason, key="exec_allowlist")
 
 
 def render_report(report: Report, *, timeout_s: float) -> str:

@@ -36,6 +36,7 @@ import trio
 from spacebot.base.errors import ToolError
 from spacebot.base.ids import new_uuid
 from spacebot.base.redaction import LONGEST, MASK, safe_length, scrub
+from spacebot.tools.call_filter import filtered
 from spacebot.tools.sandbox import Invocation
 
 OUTPUT_CAP = 50_000  # bytes that a report shows; tools spec 1
@@ -330,15 +331,17 @@ def start_marked(
     Errors: ToolError.
     """
     try:
-        return subprocess.Popen(
-            invocation.argv,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=invocation.folder,
-            env={**invocation.environment, MARK: mark},
-            start_new_session=True,
-        )
+        with filtered(invocation.argv, invocation.filter) as (argv, inherited):
+            return subprocess.Popen(
+                argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=invocation.folder,
+                env={**invocation.environment, MARK: mark},
+                start_new_session=True,
+                pass_fds=inherited,
+            )
     except (OSError, ValueError) as error:
         raise _not_started(invocation, error) from error
 
@@ -466,17 +469,15 @@ def _until_gone(
 def _family(pid: int, mark: str) -> set[int]:
     """Live processes of a command: the first one, its descendants, its session, and all that carry the mark."""
     wanted = f"{MARK}={mark}".encode()
+    began = _begin(_stat(str(pid)))
     parents: dict[int, int] = {}
     members: set[int] = set()
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         number = int(entry)
-        try:
-            fields = Path("/proc", entry, "stat").read_bytes().rpartition(b") ")[2].split()
-        except OSError:
-            continue
-        if len(fields) < 4 or fields[0] in (b"Z", b"X"):  # state, parent, group, session
+        fields = _stat(entry)
+        if len(fields) < 4 or fields[0] in (b"Z", b"X") or _begin(fields) < began:  # older ones are no family
             continue
         parents[number] = int(fields[1])
         if number == pid or int(fields[3]) == pid or carries(entry, wanted):
@@ -490,6 +491,20 @@ def _family(pid: int, mark: str) -> set[int]:
             members.update(line)
     members.discard(ours)
     return members
+
+
+def _stat(entry: str) -> list[bytes]:
+    """State, parent, group, session and so on of a process; empty when there is none."""
+    try:
+        with open(f"/proc/{entry}/stat", "rb", buffering=0) as file:
+            return file.read(4096).rpartition(b") ")[2].split()
+    except OSError:
+        return []
+
+
+def _begin(fields: list[bytes]) -> int:
+    """When a process began, in ticks since the machine did; 0 when that is not known."""
+    return int(fields[19]) if len(fields) > 19 else 0
 
 
 def carries(entry: str, wanted: bytes) -> bool:

@@ -19,12 +19,13 @@ from urllib.parse import urlencode
 import trio
 from pydantic import BeforeValidator, Field
 
-from spacebot.base.errors import ExternalError, RefusedError, ToolError
+from spacebot.base.errors import DeniedError, ExternalError, RefusedError, ToolError
 from spacebot.base.fetch import Answer, Fetcher
 from spacebot.base.redaction import find_secret, scrub
 from spacebot.base.text import cut_bytes
 from spacebot.base.tree import Node
 from spacebot.tools.contract import LenientInt, ToolArguments, ToolOutput
+from spacebot.tools.permissions import Gate, Right
 
 ENDPOINT = "https://api.search.brave.com/res/v1/web/search"
 TIMEOUT_S = 20.0
@@ -74,6 +75,7 @@ class WebSearch:
 
     Args:
         service: read at every call; None when there is no key any more.
+        gate: the owner's permissions, which may deny the network.
         sleep: waits for so many seconds.
     """
 
@@ -85,14 +87,17 @@ class WebSearch:
         *,
         fetcher: Fetcher,
         service: Callable[[], SearchService | None],
+        gate: Gate | None = None,
         sleep: Callable[[float], Awaitable[None]] = trio.sleep,
     ) -> None:
         self._fetcher = fetcher
         self._service = service
+        self._gate = gate or Gate()
         self._sleep = sleep
 
     async def call(self, arguments: WebSearchArguments, node: Node) -> ToolOutput:
         """Search. Errors: ToolError that tells a pause, a used-up quota, a wrong key and a failure apart."""
+        self._gate.require(Right.NETWORK, tool=self.name)
         service = self._service()
         if service is None:
             raise ToolError("web search is not set up; tell the user that brave_search_key is missing")
@@ -126,8 +131,10 @@ def _parameters(arguments: WebSearchArguments) -> dict[str, str]:
         raise ToolError("the query is empty; send the words to search for")
     if len(query.split()) > MAX_WORDS:
         raise ToolError(f"the query has more than {MAX_WORDS} words; send the few that matter")
-    if find_secret(query):
-        raise ToolError("the query holds something that looks like a secret; search without it")
+    if kind := find_secret(query):
+        raise DeniedError(
+            "the query holds something that looks like a secret; search without it", about=f"searching: {kind}"
+        )
     if arguments.freshness is not None and not _FRESHNESS.fullmatch(arguments.freshness):
         raise ToolError("freshness is pd, pw, pm, py or a range such as 2026-01-01to2026-02-01")
     found = {"q": query, "count": str(max(1, min(20, arguments.count)))}

@@ -169,7 +169,7 @@ async def test_every_bundled_tool_has_a_description(clock: MockClock, tmp_path: 
         await opened.ended(1)
 
     assert [tool.name for tool in model.requests[0].tools] == [
-        "reply", "branch", "spawn_worker", "route", "cancel", "skip", "react", "cron",
+        "reply", "branch", "spawn_worker", "route", "cancel", "skip", "react", "send_file", "cron",
     ]  # fmt: skip
     for tool in model.requests[0].tools:
         assert tool.description

@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from spacebot.agent.attachment_parts import private_folder
 from spacebot.agent.delivery import AT_ONCE as SENT_AT_ONCE
 from spacebot.agent.router import Router
 from spacebot.base.events import EventKind
@@ -200,18 +201,19 @@ async def test_a_file_of_a_direct_chat_is_not_sent_into_a_room(clock: MockClock,
     async def answer(request: Request, connection: Connection) -> None:
         await connection.send(b"my diary", content_type="text/plain")
 
+    hers = f"attachments/{private_folder('fake:dm:ann')}"
     steps = [
         Call("reply", content="I keep it"),
-        Call("send_file", file_path="./attachments/diary.txt"),
+        Call("send_file", file_path=f"./{hers}/diary.txt"),
         Call("reply", content="no"),
-        Calls(Call("send_file", file_path="attachments/diary.txt"), Call("reply", content="yours")),
+        Calls(Call("send_file", file_path=f"{hers}/diary.txt"), Call("reply", content="yours")),
     ]
     async with serve(answer) as server, open_house(tmp_path, *steps) as house:
         diary = Attachment(filename="diary.txt", media_type="text/plain", url=f"{server.url}/d")
         mine = {"room": "fake:dm:ann", "is_direct": True}
         await house.say("Ann", "keep this", attachments=(diary,), **mine)
         await house.platform.went_out(1)
-        await house.say("Eve", "send me attachments/diary.txt")
+        await house.say("Eve", "send me her diary.txt")
         await house.platform.went_out(2)
         assert "direct chat" in str(house.opened.model.requests[2].messages[-1].parts)
         await house.say("Ann", "give it back", **mine)
@@ -303,9 +305,9 @@ async def test_a_file_goes_with_the_message_that_is_taken_back(clock: MockClock,
         await house.say("Ann", "read this", attachments=(diary,), platform_id="m1")
         await house.platform.went_out(1)
         folder = tmp_path / "agents" / "main" / "workspace" / "attachments"
-        assert len(list(folder.iterdir())) == 1
+        assert [path.name for path in folder.iterdir() if path.is_file()] == ["diary.txt"]
         await house.router.delete(MessageDeletion(adapter="fake", conversation_id=ROOM, platform_ids=("m1",)))
-        assert list(folder.iterdir()) == []
+        assert [path for path in folder.rglob("*") if path.is_file()] == []
 
 
 async def test_a_command_that_comes_again_changes_nothing(clock: MockClock, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from spacebot.api.server import serve_api
 from spacebot.api.sessions import conversation_of
 from spacebot.base.ids import ConversationId
 from spacebot.config.model import ApiConfig
+from spacebot.storage.live_secrets import LiveSecrets
 from tests.fakes.fake_program import FakeAgent, FakeProgram, open_fake_program
 
 # httpx2 leaves the generators of a response that is not read to its end to the garbage collector.
@@ -112,6 +113,7 @@ async def open_server(
     *,
     config: ApiConfig | None = None,
     agents: Sequence[str] = ("main",),
+    secrets: LiveSecrets | None = None,
     keep_alive_s: float = 15.0,
     grace_s: float = 5.0,
     patience_s: float = 20.0,
@@ -128,6 +130,7 @@ async def open_server(
                 tree=program.tree,
                 run_id="run-1",
                 stop=stop,
+                secrets=secrets,
                 keep_alive_s=keep_alive_s,
                 grace_s=grace_s,
             )

@@ -90,6 +90,7 @@ async def test_status_tells_who_runs(tmp_path: Path) -> None:
 
     assert (status["result"], status["run_id"], status["model"]) == ("status", "run-1", "demo/demo")
     assert status["urls"] == ["http://127.0.0.1:5738/"]
+    assert (status["sandbox"], status["permissions"]) == ("not tried yet", {"main": "profile standard"})
     assert status["uptime_seconds"] >= 0
     assert (status["processes"]["worker"], status["processes"]["turn"]) == (1, 0)
 

@@ -13,9 +13,10 @@ import httpx2
 import pytest
 import trio
 
-from spacebot.api.metrics import serve_metrics
+from spacebot.api.metrics import MOST_SERIES, serve_metrics
 from spacebot.base.clock import Clock
 from spacebot.base.errors import ConfigError
+from spacebot.base.events import EventKind
 from spacebot.base.ids import ConversationId
 from spacebot.base.tree import NodeKind
 from spacebot.config.load import load_config
@@ -38,7 +39,7 @@ token = "13:abcdef-secret"
 enabled = false
 """
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\["\\n])*)"')
-SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\d+)")
+SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\d+(?:\.\d+)?)")
 STATES = [str(state) for state in Connection]
 
 
@@ -47,7 +48,7 @@ class Family:
     """One metric as it was read."""
 
     kind: str
-    samples: dict[tuple[tuple[str, str], ...], int] = field(default_factory=dict)
+    samples: dict[tuple[tuple[str, str], ...], float] = field(default_factory=dict)
 
 
 def parse(text: str) -> dict[str, Family]:
@@ -59,7 +60,7 @@ def parse(text: str) -> dict[str, Family]:
         if match := re.fullmatch(r"# HELP (\w+) (\S.*)", line):
             helped = match[1]
             assert helped not in families
-        elif match := re.fullmatch(r"# TYPE (\w+) (counter|gauge)", line):
+        elif match := re.fullmatch(r"# TYPE (\w+) (counter|gauge|histogram)", line):
             current = match[1]
             assert current == helped
             assert current.endswith("_total") == (match[2] == "counter")
@@ -67,10 +68,15 @@ def parse(text: str) -> dict[str, Family]:
         else:
             match = SAMPLE.fullmatch(line)
             assert match is not None, line
-            assert match[1] == current, line
             labels = read_labels(match[2] or "")
+            if families[current].kind == "histogram":
+                part = match[1].removeprefix(current)
+                assert part in ("_bucket", "_sum", "_count"), line
+                labels = (*labels, ("part", part))
+            else:
+                assert match[1] == current, line
             assert labels not in families[current].samples, line
-            families[current].samples[labels] = int(match[3])
+            families[current].samples[labels] = float(match[3]) if "." in match[3] else int(match[3])
     return families
 
 
@@ -93,7 +99,7 @@ class Metrics:
     client: httpx2.AsyncClient
     text: str = ""
 
-    async def read(self) -> dict[str, dict[tuple[str, ...], int]]:
+    async def read(self) -> dict[str, dict[tuple[str, ...], float]]:
         """The values by metric and the values of the labels."""
         response = await self.client.get("/metrics")
         assert response.status_code == 200
@@ -112,7 +118,7 @@ async def open_metrics(folder: Path, file: str = FILE) -> AsyncIterator[Metrics]
     with trio.fail_after(20):
         async with open_fake_program(folder, ("main", "ops")) as program, trio.open_nursery() as nursery:
             config = MetricsConfig(enabled=True, port=0)
-            serve = partial(serve_metrics, program, config, tree=program.tree, stop=stop)
+            serve = partial(serve_metrics, program, config, tree=program.tree, events=program.events, stop=stop)
             (url,) = await nursery.start(serve)
             async with httpx2.AsyncClient(base_url=url, timeout=10.0) as client:
                 yield Metrics(program, client)
@@ -208,6 +214,34 @@ async def test_odd_names_cannot_break_the_format(tmp_path: Path) -> None:
     assert found["spacebot_outbox_queued"] == {(odd,): 1}
 
 
+async def test_ended_tool_calls_and_workers_are_counted_and_begun_ones_leave_nothing(tmp_path: Path) -> None:
+    async with open_metrics(tmp_path) as metrics:
+        emit = metrics.program.main.emit
+        common = {"process_type": "worker", "process_id": "w", "tool_name": "shell", "is_known": True}
+        emit(EventKind.TOOL_STARTED, "c", call_id="1", arguments="{}", **common)
+        for seconds in (0.02, 0.05, 700.0):
+            emit(EventKind.TOOL_COMPLETED, "c", call_id="1", is_error=False, duration_s=seconds, **common)
+        for number in range(MOST_SERIES + 5):  # what a model makes up has no series of its own
+            made_up = {**common, "tool_name": f"made up {number}", "is_known": False}
+            emit(EventKind.TOOL_COMPLETED, "c", duration_s=0.001, **made_up)
+        emit(EventKind.WORKER_COMPLETED, "c", worker_id="w", state="done", worker_type="builtin", duration_s=45.0)
+        for number in range(MOST_SERIES):  # nor have servers with endless tools
+            emit(EventKind.TOOL_COMPLETED, "c", duration_s=1.0, **{**common, "tool_name": f"remote_{number}"})
+        found = await metrics.read()
+
+    calls, spans = found["spacebot_tool_calls_total"], found["spacebot_tool_call_duration_seconds"]
+    assert calls["main", "shell", "worker"] == 3
+    assert calls["main", "unknown", "worker"] == MOST_SERIES + 5
+    assert calls["main", "other", "worker"] == 2
+    assert len(calls) == MOST_SERIES + 1
+    of_shell = {key[3:]: value for key, value in spans.items() if key[1] == "shell"}
+    assert (of_shell["0.01", "_bucket"], of_shell["0.05", "_bucket"], of_shell["30.0", "_bucket"]) == (0, 2, 2)
+    assert (of_shell["+Inf", "_bucket"], of_shell["_count",], of_shell["_sum",]) == (3, 3, 700.07)
+    workers = found["spacebot_worker_duration_seconds"]
+    assert workers["main", "builtin", "done", "30.0", "_bucket"] == 0
+    assert workers["main", "builtin", "done", "60.0", "_bucket"] == 1
+
+
 async def test_health_is_told_and_nothing_else_is_there(tmp_path: Path) -> None:
     async with open_metrics(tmp_path) as metrics:
         response = await metrics.client.get("/health")
@@ -222,7 +256,7 @@ async def test_a_taken_port_is_told_with_its_setting(tmp_path: Path) -> None:
         config = MetricsConfig(enabled=True, port=taken.getsockname()[1])
         async with open_fake_program(tmp_path) as program:
             with pytest.raises(ConfigError, match=r"set metrics\.port"):
-                await serve_metrics(program, config, tree=program.tree, stop=trio.Event())
+                await serve_metrics(program, config, tree=program.tree, events=program.events, stop=trio.Event())
 
 
 async def test_the_program_serves_them_when_it_is_told_to(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The page in a real browser: what a person sees, does and never loses."""
 
 import atexit
+import base64
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,17 +11,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import httpx2
 import pytest
 import trio
 from pydantic import SecretStr
 
+from spacebot.agent.announcing import announce
 from spacebot.api.server import serve_api
 from spacebot.api.sessions import conversation_of
 from spacebot.base.events import EventKind
 from spacebot.base.tree import Node
 from spacebot.config.model import ApiConfig
 from spacebot.conversations.records import Accepted
-from spacebot.messaging.messages import InboundMessage
+from spacebot.messaging.codec import Extra, to_json
+from spacebot.messaging.messages import InboundMessage, OutboundFile, OutboundKind
 from tests.fakes.fake_program import FakeProgram, open_fake_program
 from tests.fakes.opened import text_from
 
@@ -61,6 +65,7 @@ Date.prototype.toLocaleTimeString = function (...a) {
 };
 """
 T = TypeVar("T")
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 class Browser:
@@ -190,6 +195,45 @@ async def test_a_typed_message_is_answered_and_a_reload_keeps_both(tmp_path: Pat
                 assert browser.complaints() == []
 
             await drive(steps)
+
+
+async def test_a_picture_that_was_sent_is_seen_and_other_files_can_be_saved_in_their_session_alone(
+    tmp_path: Path,
+) -> None:
+    picture, page = tmp_path / "picture", tmp_path / "page"
+    picture.write_bytes(base64.b64decode(PIXEL))
+    page.write_text("<script>alert(1)</script>")
+    sent = [
+        OutboundFile(filename="chart.png", media_type="image/png", path=picture, size_bytes=picture.stat().st_size),
+        OutboundFile(filename="<b>report.html", media_type="text/html", path=page, size_bytes=25),
+    ]
+    with open_browser(tmp_path) as browser:
+        async with serve(tmp_path) as (program, url):
+            program.main.on_message = None
+            await program.main.accept(text_from("Ann", "send me all", conversation=conversation_of("files")))
+            await drive(lambda: browser.open(f"{url}?session=files"))
+            for file in sent:
+                row = await program.main.conversations.record_reply(
+                    None, conversation_of("files"), "", kind=OutboundKind.FILE, extra=to_json(Extra(file=file))
+                )
+                announce(program.events, program.main.id, row)
+
+            def steps() -> None:
+                browser.wait(lambda: browser.find(".file img[alt='chart.png'][src^='blob:']"), "the picture")
+                texts = browser.wait(lambda: [one.text for one in browser.find(".file-save")][1:], "a file to save")
+                assert texts == ["Save <b>report.html (25 B)"]
+                browser.driver.refresh()
+                browser.wait(lambda: len(browser.find(".file-save")) == 2, "both after a reload")
+                assert browser.complaints() == []
+
+            await drive(steps)
+            async with httpx2.AsyncClient(base_url=url) as client:
+                path = f"/api/webchat/files/{row.id}"
+                found = await client.get(path, params={"session_id": "files"})
+                assert found.text == page.read_text()
+                assert found.headers["content-disposition"].startswith("attachment")
+                assert "sandbox" in found.headers["content-security-policy"]
+                assert (await client.get(path, params={"session_id": "other"})).status_code == 404
 
 
 async def test_an_answer_grows_while_it_is_written(tmp_path: Path) -> None:

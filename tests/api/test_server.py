@@ -125,6 +125,8 @@ async def test_a_configured_token_is_asked_for(tmp_path: Path, headers: dict[str
     assert (health.status_code, page.status_code) == (200, 200)
     if code == 401:
         assert answer.json() == {"error": "unauthorized"}
+    else:
+        assert answer.json()["permissions"] == {"main": "profile standard"}
 
 
 async def test_a_ticket_opens_streams_without_a_header(tmp_path: Path) -> None:

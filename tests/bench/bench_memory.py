@@ -10,6 +10,7 @@ nothing here passes or fails.
 """
 
 import argparse
+import gc
 import io
 import json
 import os
@@ -68,6 +69,7 @@ ROOM = Provenance(channel_id="bench:room", user_id="ann")
 QUESTIONS = 100
 BASE = 2000  # sentences embedded in earnest
 LATE_SHARE = 0.95
+GC_THRESHOLD = (20_000, 20, 20)  # as in `spacebot.app`, which is too large to be imported for it
 
 
 class MixingEmbedder:
@@ -218,7 +220,9 @@ async def measure_import(embedder: Embedder, policy: IndexPolicy, count: int) ->
 
 
 async def main() -> None:
-    limit_arenas()  # as the program does
+    limit_arenas()  # as the program does, which also collects garbage seldom
+    gc.set_threshold(*GC_THRESHOLD)
+    gc.freeze()
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--import-lines", type=int, default=5000, help="0 leaves the import out")

@@ -102,7 +102,9 @@ def test_eight_starts_at_once_make_one_daemon(instance: Instance) -> None:
     codes = sorted(start.returncode for start in starts)
 
     assert codes == [0] + [1] * 7
-    assert instance.run("status").returncode == 0
+    shown = instance.run("status")
+    assert shown.returncode == 0
+    assert "rights:    main: profile standard" in shown.stdout
 
 
 @pytest.mark.slow

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from spacebot.base.errors import RefusedError
 from spacebot.cli.secret import PASSPHRASE_VARIABLE
+from spacebot.storage.keyring import open_keyring
 from spacebot.storage.secrets import SecretStore
 from tests.cli.conftest import ROOT, Instance
 from tests.cli.test_commands import HEAVY, loaded_by
@@ -321,3 +323,28 @@ def test_a_value_is_seen_in_no_process_list(instance: Instance) -> None:
     process.communicate(timeout=30)
     assert not any(VALUE.encode() in content for content in seen.values())
     assert names(instance) == {"MY_KEY": "system"}
+
+
+def test_the_keyring_keeps_the_passphrase_until_it_is_locked(instance: Instance) -> None:
+    try:
+        ring = open_keyring()
+    except RefusedError as error:
+        pytest.skip(str(error))
+    try:
+        configured(instance).environ[PASSPHRASE_VARIABLE] = PASSPHRASE
+        secret(instance, "set", "MY_KEY", text=VALUE)
+        assert "until this machine is restarted" in secret(instance, "unlock", "--remember").stdout
+        del instance.environ[PASSPHRASE_VARIABLE]
+
+        started = alone(instance, "start")
+        assert (started.returncode, "locked" in started.stderr) == (0, False)
+        assert "secrets:   1 system; unlocked (key: passphrase)" in instance.run("status").stdout
+        changed = alone(instance, "secret", "rotate", "--passphrase", text="quite another phrase\n")
+        assert (changed.returncode, changed.stderr) == (0, "")
+        assert ring.recall(instance.root) == "quite another phrase"
+
+        assert "has forgotten" in secret(instance, "lock").stdout
+        assert alone(instance, "secret", "rotate").returncode == 1
+        assert ring.recall(instance.root) is None
+    finally:
+        ring.forget(instance.root)

@@ -11,6 +11,8 @@ from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import Forgetting, ForgottenPerson, Traces
 from spacebot.agent.ingestion import IngestionState
 from spacebot.agent.scheduled import Schedules
+from spacebot.agent.worker_desk import WorkerDesk
+from spacebot.agent.worker_log import WorkerLog
 from spacebot.base.clock import Clock
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventBus, EventKind, ProcessEvent
@@ -18,12 +20,13 @@ from spacebot.base.ids import AgentId, ConversationId, MessageId, TurnId, new_uu
 from spacebot.base.paths import package_file
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome, Tree
 from spacebot.config.edit import ConfigEditor
-from spacebot.config.model import Config
+from spacebot.config.model import Config, WorkerLogMode
 from spacebot.config.store import ConfigStore
 from spacebot.conversations.ingestion_log import IngestedFile
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.outbox import Outbox
 from spacebot.conversations.records import Accepted, LoggedMessage, TurnState
+from spacebot.conversations.worker_runs import WorkerArchive
 from spacebot.memory.maintenance import MaintenancePolicy
 from spacebot.memory.memory import AgentMemory, open_memory
 from spacebot.memory.transfer import MemoryTransfer
@@ -53,6 +56,16 @@ class FakeIngestion:
         return []
 
 
+class FakeServers:
+    """No MCP server."""
+
+    def views(self) -> list[Any]:
+        return []
+
+    def reconcile(self) -> None:
+        return None
+
+
 class FakeAgent:
     """One agent; `on_message` is called in a task of its own for each newly accepted message."""
 
@@ -72,10 +85,12 @@ class FakeAgent:
         self.maintenance_policy = MaintenancePolicy()
         self.cortex = FakeCortex()
         self.ingestion = FakeIngestion()
+        self.mcp: Any = FakeServers()
         self.transfer: MemoryTransfer
         self.forgetting: Forgetting
         self.delivery: Delivery
         self.schedules: Schedules
+        self.workers: WorkerDesk
         self.events = events
         self.tree = tree
         self.model_label = "demo/demo"
@@ -326,6 +341,12 @@ async def open_fake_program(folder: Path, agent_ids: Sequence[str] = ("main",)) 
             )
             agent.transfer = MemoryTransfer(database, memory, FakeEmbedder(), clock)
             agent.forgetting = Forgetting(database, memory, clock, vectors=folder / f"{agent_id}.lancedb")
+            agent.workers = WorkerDesk(
+                WorkerArchive(database, clock),
+                WorkerLog(folder / "logs"),
+                clock,
+                mode=lambda: WorkerLogMode.ERRORS_ONLY,
+            )
             outbox = Outbox(database, clock)
             agent.delivery = Delivery(outbox, NO_PLATFORMS, agent_id=agent.id, events=events, clock=clock)
             agent.schedules = fake_schedules(agent, database, clock)

@@ -46,6 +46,7 @@ DIRECT = "test:direct"
 PATIENCE_S = 15.0  # real seconds until a test that waits in vain is ended
 STEP_S = 0.25  # processor time of one step of the loop; more means that somebody blocks it
 NO_TABLE = IndexPolicy(flush_after_s=1e12, flush_after_large_s=1e12)  # no child process that a moved clock would end
+NO_SANDBOX = Backend(note="not wanted in this test")
 LLM = LlmConfig(provider={"demo": ProviderConfig(api_type=ApiType.DEMO)})
 
 
@@ -198,6 +199,7 @@ async def open_test_agent(
     tree: Tree | None = None,
     embedder: Embedder | None = None,
     patience_s: float = PATIENCE_S,
+    backend: Backend = NO_SANDBOX,
     courier: Courier = NO_PLATFORMS,
     tool_secrets: Callable[[], Mapping[str, str]] = dict,
     **settings: Any,
@@ -208,6 +210,7 @@ async def open_test_agent(
         model: a `ScriptedModel`, or anything that completes and knows its window.
         embedder: None means the fake one.
         courier: the platforms that deliver.
+        backend: what contains commands; nothing unless given.
         tool_secrets: variables for workers' commands.
         patience_s: real seconds after which a test that waits in vain is ended.
         settings: fields of `AgentConfig`; `opened.config[0]` may be replaced while it runs.
@@ -223,8 +226,8 @@ async def open_test_agent(
     tree, events = tree or Tree(clock), EventBus()
     parent = tree.get("test") or tree.add(NodeKind.DAEMON, "test", node_id="test")
 
-    async def probe() -> Backend:
-        return Backend(note="not wanted in this test")
+    async def find_backend() -> Backend:
+        return backend
 
     steps = _SlowSteps()
     trio.lowlevel.add_instrument(steps)
@@ -232,7 +235,7 @@ async def open_test_agent(
     opened: Opened | None = None
     try:
         with _watchdog(patience_s) as barked:
-            with events.subscribe(buffer=100_000) as subscription:
+            with events.subscribe(buffer=100_000, has_details=True) as subscription:
                 async with (
                     open_fetcher() as fetcher,
                     open_agent(
@@ -241,7 +244,7 @@ async def open_test_agent(
                         instance=instance,
                         models=_Models(model),
                         embedder=embedder or FakeEmbedder(),
-                        probe=probe,
+                        probe=find_backend,
                         tree=tree,
                         parent=parent,
                         events=events,

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 
 from spacebot.base.errors import ConfigError, ToolError
 from spacebot.base.redaction import register_secret
+from spacebot.config.hands import PermissionsConfig
 from spacebot.config.model import SandboxConfig
+from spacebot.tools.backends import bubblewrap_options, sandbox_profile
 from spacebot.tools.paths_policy import Access
+from spacebot.tools.permissions import Gate
 from spacebot.tools.sandbox import (
     Backend,
     BackendKind,
     Containment,
-    bubblewrap_options,
     check_environment,
     probe_backend,
-    sandbox_profile,
 )
 from spacebot.tools.subprocesses import Report, run_command
 
@@ -71,13 +72,17 @@ async def run_sh(containment: Containment, command: str) -> Report:
     return await run_command(invocation, timeout_s=30)
 
 
-@pytest.mark.parametrize("mode", ["enabled", "disabled"])
+@pytest.mark.parametrize("mode", ["enabled", "disabled", "contained"])
 async def test_the_environment_holds_nothing_that_was_not_meant_for_commands(mode: str, tmp_path: Path) -> None:
     register_secret(OWN_SECRET)
     containment = contain(
         make_instance(tmp_path / "inst"),
+        backend=await working_backend() if mode == "contained" else None,
         config=SandboxConfig.model_validate(
-            {"mode": mode, "passthrough_env": ("WANTED", "SNEAKY", "PATH", "SPACEBOT_X")}
+            {
+                "mode": mode.replace("contained", "enabled"),
+                "passthrough_env": ("WANTED", "SNEAKY", "PATH", "SPACEBOT_X"),
+            }
         ),
         inherited={
             "PATH": f"/usr/bin:/bin::relative:{tmp_path}",
@@ -134,6 +139,17 @@ async def test_a_contained_command_cannot_see_the_instance(tmp_path: Path) -> No
     assert "other" not in report.stdout
     assert report.stdout.endswith("\n0\n"), "the environment of the test run shows through /proc"
     assert (containment.workspace / "here").read_text() == "made\n"
+
+
+async def test_nothing_is_refused_for_a_word_in_a_command(tmp_path: Path) -> None:
+    """Names that look like the program's own belong to projects too; what is out of reach is out of reach."""
+    root = make_instance(tmp_path / "inst")
+    containment = contain(root, backend=await working_backend())
+    (containment.workspace / "config.toml").write_text("mine = 1\n")
+    (containment.workspace / ".env").write_text("KEY=2\n")
+    words = f"echo {root} $(cat config.toml .env) process.env; printenv CI; python3 -c 'print(3)'"
+    report = await run_sh(containment, words)
+    assert report.stdout == f"{root} mine = 1 KEY=2 process.env\ntrue\n3\n"
 
 
 @pytest.mark.parametrize("target", ["/usr/spacebot-test", "/etc/spacebot-test", "/spacebot-test", "ingest/x"])
@@ -248,6 +264,68 @@ def test_the_mac_profile_orders_its_rules_as_the_policy_does(tmp_path: Path) -> 
     workspace = next(i for i, line in enumerate(lines) if 'workspace"' in line and "file-write*" in line)
     assert lines[1] == "(deny default)"
     assert hidden < workspace
+
+
+def mac(root: Path, **permissions: object) -> Containment:
+    owner = PermissionsConfig.model_validate(permissions)
+    workspace = root / "agents/main/workspace"
+    return Containment(
+        workspace=workspace,
+        instance_root=root,
+        data_dir=root / "agents/main/data",
+        tools_bin=root / "tools/bin",
+        private=workspace / "attachments/_direct",
+        gate=Gate(lambda: owner),
+        settings=SandboxConfig,
+        backend=Backend(kind=BackendKind.SANDBOX_EXEC, program="/usr/bin/sandbox-exec"),
+        inherited={},
+    )
+
+
+def profile_of(containment: Containment) -> list[str]:
+    """The lines of a command's profile. Only their text is tested: no Mac runs these tests."""
+    program, option, profile, *rest = containment.wrap(["true"]).argv
+    assert (program, option, rest) == ("/usr/bin/sandbox-exec", "-p", ["true"])
+    return profile.splitlines()
+
+
+def test_the_mac_profile_lets_names_and_certificates_be_found(tmp_path: Path) -> None:
+    lines = profile_of(mac(make_instance(tmp_path / "inst")))
+    for service in ("trustd", "dnssd.service", "SystemConfiguration.configd"):
+        assert f'(allow mach-lookup (global-name "com.apple.{service}"))' in lines
+    for link in ("/etc", "/tmp", "/var", str(tmp_path)):
+        assert f'(allow file-read-metadata (literal "{link}"))' in lines
+
+
+def test_the_mac_profile_cuts_the_network_where_that_is_denied(tmp_path: Path) -> None:
+    root = make_instance(tmp_path / "inst")
+    assert "(allow network*)" in profile_of(mac(root))
+    offline = profile_of(mac(root, network_outbound=False))
+    assert "(deny network*)" in offline
+    assert not [line for line in offline if line.startswith("(allow network") or "system-socket" in line]
+
+
+def test_the_mac_profile_of_a_trusted_agent_opens_the_machine_and_hides_the_instance_last(tmp_path: Path) -> None:
+    root = make_instance(tmp_path / "inst")
+    lines = profile_of(mac(root, profile="trusted"))
+    everything = lines.index('(allow file-read* file-write* (subpath "/"))')
+    hidden = lines.index(f'(deny file-read* file-write* (subpath "{root}"))')
+    workspace = lines.index(f'(allow file-read* file-write* (subpath "{root}/agents/main/workspace"))')
+    private = lines.index(f'(deny file-read* file-write* (subpath "{root}/agents/main/workspace/attachments/_direct"))')
+    assert everything < hidden < workspace < private
+
+
+def test_the_mac_profile_opens_a_view_and_keeps_what_hides_others_from_being_renamed(tmp_path: Path) -> None:
+    root = make_instance(tmp_path / "inst")
+    containment = mac(root)
+    attachments = containment.workspace / "attachments"
+    own = attachments / "_direct/own"
+    lines = profile_of(containment.view("worker", opened=[own]))
+    private = lines.index(f'(deny file-read* file-write* (subpath "{attachments}/_direct"))')
+    assert private < lines.index(f'(allow file-read* file-write* (subpath "{own}"))')
+    for path in (attachments, attachments / "_direct", containment.workspace / "ingest"):
+        assert f'(deny file-write-unlink (literal "{path}"))' in lines
+    assert f'(allow file-read* file-write* (subpath "{root}/agents/main/data/tmp/worker"))' in lines
 
 
 PARTS = st.sampled_from(

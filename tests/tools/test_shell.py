@@ -10,10 +10,12 @@ from trio.testing import MockClock
 from spacebot.base.errors import ToolError
 from spacebot.base.redaction import LONGEST, MASK, register_secret
 from spacebot.base.tree import Node, NodeKind, Tree
+from spacebot.config.hands import PermissionsConfig
 from spacebot.config.model import SandboxConfig
 from spacebot.llm.messages import ToolCall
 from spacebot.tools import subprocesses
 from spacebot.tools.contract import ToolOutput, parse_arguments, schema_of
+from spacebot.tools.permissions import Gate
 from spacebot.tools.sandbox import Backend, BackendKind, Containment, Invocation, probe_backend
 from spacebot.tools.shell import ExecArguments, ExecTool, ShellArguments, ShellTool
 from spacebot.tools.subprocesses import OUTPUT_CAP, Ending, HeadAndTail, LineScrubber, Report, run_command
@@ -32,7 +34,8 @@ async def backend(request: pytest.FixtureRequest) -> Backend:
     return found
 
 
-def contain(tmp_path: Path, backend: Backend | None = None) -> Containment:
+def contain(tmp_path: Path, backend: Backend | None = None, **permissions: object) -> Containment:
+    owner = PermissionsConfig.model_validate(permissions)
     root = tmp_path / "inst"
     for folder in ("tools/bin", "agents/main/workspace", "agents/main/data"):
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -41,6 +44,7 @@ def contain(tmp_path: Path, backend: Backend | None = None) -> Containment:
         instance_root=root,
         data_dir=root / "agents/main/data",
         tools_bin=root / "tools/bin",
+        gate=Gate(lambda: owner),
         settings=SandboxConfig,
         backend=backend,
     )
@@ -125,13 +129,13 @@ async def test_a_forbidden_variable_is_refused_before_anything_runs(env: object,
 
 
 async def test_exec_passes_its_arguments_literally(backend: Backend, tmp_path: Path) -> None:
-    tool = ExecTool(containment=contain(tmp_path, backend))
+    tool = ExecTool(containment=contain(tmp_path, backend, exec="allow"))
     result = await tool.call(ExecArguments(program="printf", args=("%s|", "$HOME", "a b", "*")), a_node())
     assert result.text == "exit code 0\n--- stdout\n$HOME|a b|*|"
 
 
 async def test_a_program_that_does_not_exist_is_an_error_that_says_so(backend: Backend, tmp_path: Path) -> None:
-    tool = ExecTool(containment=contain(tmp_path, backend))
+    tool = ExecTool(containment=contain(tmp_path, backend, exec="allow"))
     with pytest.raises(ToolError, match="not found"):
         await tool.call(ExecArguments(program="no-such-program"), a_node())
 
@@ -187,6 +191,27 @@ async def test_a_cancelled_command_takes_its_whole_family_along(kind: str, backe
         while not is_alive(marker):
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
+    assert not is_alive(marker)
+
+
+async def test_a_time_out_takes_the_whole_family_along(backend: Backend, tmp_path: Path, mock_clock: MockClock) -> None:
+    """Tools spec, acceptance 3."""
+    containment = contain(tmp_path, backend)
+    marker = f"{6_000_000 + abs(hash(str(tmp_path))) % 900_000}"
+    command = "echo on > on; " + GRANDCHILDREN["twice forked"].format(n=marker)
+    results: list[ToolOutput] = []
+
+    async def run() -> None:
+        tool = ShellTool(containment=containment)
+        results.append(await tool.call(ShellArguments(command=command, timeout_seconds=60), a_node()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await read_when_written(containment.workspace / "on")
+        while not is_alive(marker):
+            await trio.to_thread.run_sync(os.sched_yield)
+        mock_clock.jump(60)
+    assert results[0].text.startswith("exit code -1: ended after 60 seconds")
     assert not is_alive(marker)
 
 

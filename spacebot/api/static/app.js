@@ -2,7 +2,7 @@
 // resumes after the last one shown, and what was typed is kept here until the server has accepted it.
 
 import { copyText, el, renderMarkdown } from "./markdown.js?v=__VERSION__";
-import { Refused, Unauthorized, follow, get, post, store } from "./connection.js?v=__VERSION__";
+import { Refused, Unauthorized, fetchFile, follow, get, post, store } from "./connection.js?v=__VERSION__";
 import { login, takeToken } from "./login.js?v=__VERSION__";
 import { Work } from "./work.js?v=__VERSION__";
 
@@ -282,6 +282,7 @@ function showMessage(row, isOlder = false) {
 
 function draw(row) {
   const body = el("div", { class: "body" }, row.role === "user" ? el("div", { class: "plain-text", dir: "auto" }, row.content) : renderMarkdown(row.content));
+  if (row.file) body.append(drawFile(row));
   const meta = el("div", { class: "meta" });
   const element = el(
     "article",
@@ -296,6 +297,37 @@ function draw(row) {
   meta.append(copy);
   if (asked) meta.append(el("button", { type: "button", "aria-expanded": "false", title: "What became of this message, and why", onclick: (event) => toggleFate(event.currentTarget, element, asked) }, "Why"));
   return element;
+}
+
+const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
+
+// A picture is shown, everything else can be saved; both come with the page's own right to read.
+function drawFile({ id, file }) {
+  const load = () => fetchFile(`webchat/files/${encodeURIComponent(id)}`, { agent_id: agentId, session_id: sessionId });
+  const size = file.size_bytes < 1024 ? `${file.size_bytes} B` : file.size_bytes < 1024 ** 2 ? `${Math.ceil(file.size_bytes / 1024)} kB` : `${(file.size_bytes / 1024 ** 2).toFixed(1)} MB`;
+  const save = el("button", { type: "button", class: "file-save" }, `Save ${file.filename} (${size})`);
+  save.onclick = async () => {
+    try {
+      const address = URL.createObjectURL(await load());
+      el("a", { href: address, download: file.filename }).click();
+      setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    } catch (error) {
+      save.textContent = `${file.filename} cannot be read: ${error.message}`;
+    }
+  };
+  const box = el("div", { class: "file" }, save);
+  if (PICTURES.includes(file.media_type)) {
+    const picture = el("img", { alt: file.filename });
+    load().then(
+      (blob) => {
+        picture.onload = () => URL.revokeObjectURL(picture.src);
+        picture.src = URL.createObjectURL(blob);
+        box.prepend(picture);
+      },
+      () => {},
+    );
+  }
+  return box;
 }
 
 function showReaction(row) {

@@ -61,6 +61,8 @@ export async function request(path, options = {}) {
 
 export const get = async (path, params = {}) => (await request(`api/${path}?${new URLSearchParams(params)}`)).json();
 
+export const fetchFile = async (path, params = {}) => (await request(`api/${path}?${new URLSearchParams(params)}`)).blob();
+
 export const send = async (method, path, body) =>
   (
     await request(`api/${path}`, {

@@ -110,11 +110,19 @@ export class Work {
       title ? el("p", { class: "title", title }, title) : null,
       item.statusLine,
       item.toolList,
+      kind === "worker" ? this.look(id) : null,
     );
     if (kind === "compaction") item.button.remove();
     this.running.set(id, item);
     $("running").append(item.card);
     this.tick();
+  }
+
+  // To the page that shows a worker step by step.
+  look(id) {
+    const { agent_id } = this.channelOf();
+    const query = agent_id ? `?${new URLSearchParams({ agent: agent_id })}` : "";
+    return el("a", { class: "look to-page", href: `workers${query}#${id}` }, "Step by step");
   }
 
   find(id) {
@@ -162,6 +170,7 @@ export class Work {
       el("div", { class: "card-head" }, el("span", { class: "kind" }, `${kind === "branch" ? "Thought" : "Task"}: ${(ENDS[state] ?? state).toLowerCase()}`)),
       title ? el("p", { class: "title", title }, title) : null,
       text ? el("details", {}, el("summary", {}, "Result"), el("div", { class: "result", tabindex: "0" }, text)) : null,
+      kind === "worker" ? this.look(id) : null,
     );
     this.finished.set(id, card);
     $("finished").prepend(card);

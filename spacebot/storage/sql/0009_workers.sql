@@ -6,3 +6,4 @@ ALTER TABLE worker_runs ADD COLUMN session_id  TEXT;    -- of OpenCode: taken up
 ALTER TABLE worker_runs ADD COLUMN is_direct   INTEGER NOT NULL DEFAULT 0;  -- begun in a direct chat
 
 CREATE INDEX usage_process ON usage (process_id);
+CREATE INDEX worker_runs_started ON worker_runs (started_at);
