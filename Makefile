@@ -2,21 +2,27 @@
 #
 #   run     start in the foreground with the web chat      test    the test suite
 #   check   format, lint, types, import floors             exe     dist/spacebot, one file
-#   bench   print the figures (DATA=LoCoMo's file)         clean   remove what was built here
+#   bench   print the figures (DATA=LoCoMo's file)         quick   the part of the tests that starts no other programs
+#   clean   remove what was built here
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  := .model/all-minilm-l6-v2/manifest.json
+PARALLEL := --ignore=tests/executable --ignore=tests/flows -n auto --maxprocesses=4 --dist worksteal
 PIP    := -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test check exe smoke bench clean venv model
+.PHONY: run test quick check exe smoke bench clean venv model
 
 run: venv model
 	@$(BIN)/python -m spacebot start --foreground
 
+quick: venv model
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not slow"
+
 test: venv model
-	@$(BIN)/python -m pytest -q --ignore=tests/executable --ignore=tests/flows -n auto --maxprocesses=4 --dist worksteal
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m "not slow"
+	@$(BIN)/python -m pytest -q $(PARALLEL) -m slow   # browsers, daemons, coding agents
 	@$(BIN)/python -m pytest -q tests/flows   # whole programs on the real clock, which need the machine to themselves
 
 check: venv

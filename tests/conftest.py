@@ -23,6 +23,16 @@ hypothesis.settings.register_profile("spacebot", deadline=None, max_examples=100
 hypothesis.settings.load_profile("spacebot")
 
 
+WHOLE_PROGRAMS = frozenset({"instance", "door", "running", "with_memory"})  # fixtures that start the program
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of commands start whole programs, which the quick part of the tests does without."""
+    for item in items:
+        if item.path.parent.name == "cli" and WHOLE_PROGRAMS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 class Logs(logging.Handler):
     """Error records of one test; those that nobody expected fail it, and so do expected ones that never came."""
 

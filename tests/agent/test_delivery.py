@@ -349,7 +349,7 @@ async def test_a_file_of_the_workspace_is_sent_as_it_was(clock: MockClock, tmp_p
 @pytest.mark.parametrize(
     ("path", "content", "reason"),
     [
-        ("../../config.toml", None, "'..'"),
+        ("../../config.toml", None, "parent"),
         ("/etc/passwd", None, "denied"),
         ("link", None, "link"),
         ("gone.txt", None, "does not exist"),
@@ -460,7 +460,8 @@ async def test_what_people_attach_reaches_the_model_once_and_the_history_as_a_li
         assert not [part for message in second.messages for part in message.parts if isinstance(part, Image)]
         assert any("dot.png" in message.text and "attachments/" in message.text for message in second.messages)
         assert sorted(asked) == ["/dot.png", "/gone.png"]
-        assert (tmp_path / "agents" / "main" / "workspace" / "attachments" / "dot.png").read_bytes() == PNG
+        (kept,) = (tmp_path / "agents" / "main" / "workspace" / "attachments").rglob("dot.png")
+        assert kept.read_bytes() == PNG
 
 
 async def test_who_is_forgotten_takes_files_and_unsent_answers_along(clock: MockClock, tmp_path: Path) -> None:
@@ -478,8 +479,8 @@ async def test_who_is_forgotten_takes_files_and_unsent_answers_along(clock: Mock
         await opened.agent.take(room, observe=False, may_control=False)
         await opened.ended(1)
         folder = tmp_path / "agents" / "main" / "workspace" / "attachments"
-        assert [file.read_text() for file in folder.iterdir()] == ["my diary"]
+        assert [file.read_text() for file in folder.rglob("*.*")] == ["my diary"]
         await opened.agent.forget_person("fake:ann", reason="asked")
-        assert list(folder.iterdir()) == []
+        assert not any(path.is_file() for path in folder.rglob("*"))
         await opened.advance(31)
         assert (platform.failures, platform.sent) == ([], [])

@@ -23,6 +23,8 @@ from tests.node.servers import opencode_program
 from tests.stand_ins.openai import last_user_text, serve_openai
 from tests.stand_ins.serving import Answer, ModelStandIn, Use
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-the-owners-own-key-0123456789"
 SPAWN = Call("spawn_worker", task="write hello.txt and look at it", worker_type="opencode", directory="app")
 COLOURS = {

@@ -14,7 +14,7 @@ from tests.attacks.stage import SYSTEM_SECRET, TOOL_SECRET, noted, with_secrets
 from tests.stand_ins.serving import Connection, Request, serve
 from tests.stand_ins.web_site import Browsing, needs_chromium, open_browsing
 
-pytestmark = needs_chromium()
+pytestmark = [pytest.mark.slow, needs_chromium()]
 PRIZE = "words of an internal service"
 FILE = "words of a local file"
 

@@ -5,12 +5,14 @@ import re
 import struct
 from pathlib import Path
 
+import pytest
+
 from spacebot.tools.browser.keys import ALT, CONTROL, SHIFT, key_of
 from spacebot.tools.browser.snapshot import BUDGET
 from spacebot.tools.rich import SendFile, SendFileArguments
 from tests.stand_ins.web_site import needs_chromium, open_browsing, ref_of
 
-pytestmark = needs_chromium()
+pytestmark = [pytest.mark.slow, needs_chromium()]
 SECRET = "correct horse battery"
 
 

@@ -20,6 +20,8 @@ from spacebot.tools.browser.chromium import find_programs
 from spacebot.tools.browser.tool import BrowserTool
 from tests.stand_ins.web_site import Browsing, needs_chromium, open_browsing, ref_of
 
+pytestmark = pytest.mark.slow
+
 
 def left_of(folder: Path) -> list[object]:
     """Processes that have to do with a folder, and profiles in it."""

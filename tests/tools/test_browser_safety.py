@@ -17,6 +17,8 @@ from spacebot.tools.browser.proxy import FilteringProxy, closed_ports
 from spacebot.tools.peers import has_commands, is_from_command
 from tests.stand_ins.web_site import needs_chromium, open_browsing, ref_of
 
+pytestmark = pytest.mark.slow
+
 
 @needs_chromium()
 async def test_private_places_are_refused_by_every_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

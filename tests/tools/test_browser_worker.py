@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import trio
 
 from spacebot.base.events import EventKind
@@ -11,6 +12,8 @@ from spacebot.llm.messages import ProcessKind, ToolResult
 from tests.fakes.opened import Opened, open_test_agent
 from tests.fakes.scripted_model import Call, Calls, ScriptedModel
 from tests.stand_ins.web_site import needs_chromium, open_web_site
+
+pytestmark = pytest.mark.slow
 
 SPAWN = Calls(Call("spawn_worker", task="look it up"), Call("reply", content="on it"))
 OUTCOME = Call("set_status", kind="outcome", status="found")
