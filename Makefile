@@ -37,7 +37,7 @@ exe: venv model
 	@$(BIN)/python build/executable/make.py
 
 smoke: exe
-	@SPACEBOT_EXE=$(CURDIR)/dist/spacebot $(BIN)/python -m pytest -q tests/executable tests/flows/test_platforms.py
+	@SPACEBOT_EXE=$(CURDIR)/dist/spacebot $(BIN)/python -m pytest -q tests/executable tests/flows/test_platforms.py tests/flows/test_hands.py
 
 bench: venv model
 	@$(BIN)/python -m tests.bench
