@@ -13,12 +13,13 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from spacebot.agent.branch import run_branch
-from spacebot.agent.opencode_worker import OpenCodeWorker
 from spacebot.agent.pacing import RETRY_S
 from spacebot.agent.parts import AgentParts
 from spacebot.agent.status import StatusBlock
@@ -37,6 +38,9 @@ from spacebot.conversations.records import BranchRun, PendingResult, WorkerRun
 from spacebot.llm.messages import ModelMessage
 from spacebot.memory.types import Provenance
 from spacebot.tools.delegation import TwinError
+
+if TYPE_CHECKING:
+    from spacebot.agent.opencode_worker import OpenCodeWorker
 
 log = logging.getLogger(__name__)
 
@@ -289,6 +293,8 @@ class Delegates:
             self._parts.containment.backend = await self._parts.probe()
             is_new = not run.id
             run = replace(run, id=node.id)
+            if run.worker_type == "opencode":  # most programs never have such a worker
+                await trio.to_thread.run_sync(import_module, "spacebot.agent.opencode_worker")
             worker = self._make_worker(node, run, brief)
             if is_new:
                 await self._parts.conversations.start_worker(run)
@@ -308,7 +314,7 @@ class Delegates:
         self._nursery.start_soon(self._run_worker, worker)
         return node.id
 
-    def _make_worker(self, node: Node, run: WorkerRun, brief: str | None) -> Worker | OpenCodeWorker:
+    def _make_worker(self, node: Node, run: WorkerRun, brief: str | None) -> "Worker | OpenCodeWorker":
         """The worker itself. Errors: TwinError when its directory is taken; StorageError for a damaged transcript."""
 
         async def publish(outcome: Outcome) -> None:
@@ -316,6 +322,8 @@ class Delegates:
 
         if run.worker_type == "opencode":
             claim = self._parts.opencode.claim(Path(run.directory or ""), node.id)
+            from spacebot.agent.opencode_worker import OpenCodeWorker
+
             return OpenCodeWorker(
                 self._parts, node, run, claim=claim, brief=brief, publish=publish, changed=self._worker_changed
             )
@@ -331,7 +339,7 @@ class Delegates:
             changed=self._worker_changed,
         )
 
-    async def _run_worker(self, worker: Worker | OpenCodeWorker) -> None:
+    async def _run_worker(self, worker: "Worker | OpenCodeWorker") -> None:
         node, run = worker.node, worker.run_row
 
         async def settle(outcome: Outcome) -> None:
@@ -397,7 +405,7 @@ class Delegates:
         finally:
             self._publishing -= 1
 
-    def _worker_changed(self, worker: Worker | OpenCodeWorker) -> None:
+    def _worker_changed(self, worker: "Worker | OpenCodeWorker") -> None:
         self._emit(
             EventKind.WORKER_STATUS, worker_id=worker.node.id, status=worker.node.status, state=str(worker.node.state)
         )

@@ -23,8 +23,6 @@ from functools import lru_cache
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from croniter import croniter
-
 from spacebot.base.errors import RefusedError
 
 DAY_S = 86_400
@@ -112,6 +110,8 @@ def normalised(expression: str) -> str:
             f"{expression[:80]!r} has {len(fields)} fields; write five: minute hour day month weekday, as 0 9 * * 1-5"
         )
     text = " ".join(fields)
+    from croniter import croniter  # loaded with the first such schedule
+
     is_known = all(_FIELD.fullmatch(field) for field in fields) and croniter.is_valid(text)
     if not is_known or _naive_after(text, _EPOCH.replace(year=2024, tzinfo=None)) is None:
         raise RefusedError(f"{text[:80]!r} is no date that ever comes; write minute hour day month weekday")
@@ -189,6 +189,8 @@ def _offset(zone: tzinfo, moment: datetime) -> timedelta | None:
 @lru_cache(maxsize=4096)
 def _naive_after(expression: str, wall: datetime) -> datetime | None:
     """The next wall time of an expression; jobs that are due together ask for the same one."""
+    from croniter import croniter
+
     try:
         found: datetime = croniter(expression, wall, ret_type=datetime).get_next()
     except ValueError:  # croniter's errors are such; this one: no date within fifty years

@@ -12,9 +12,8 @@ Source:  tools spec 10.1 and 23 (skills); agentskills.io specification
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
-
-import yaml
 
 from spacebot.base.errors import ToolError
 from spacebot.base.text import clean_unicode, cut_bytes
@@ -95,8 +94,10 @@ def _name(value: object) -> str | None:
 def _header(text: str) -> dict[str, Any]:
     if len(text.encode()) > MAX_HEADER:
         raise SkillError(f"the header of {SKILL_FILE} is larger than {MAX_HEADER // 1024} KiB")
+    import yaml
+
     try:
-        found = yaml.load(text, Loader=_TextLoader)
+        found = yaml.load(text, Loader=_text_loader())
     except SkillError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -110,22 +111,29 @@ def _header(text: str) -> dict[str, Any]:
     return found
 
 
-class _TextLoader(yaml.BaseLoader):  # type: ignore[misc]
-    """Every value is a text, whatever its tag says; no alias, so that nothing small becomes large."""
+@cache
+def _text_loader() -> Any:
+    """A reader of YAML; its library is loaded with the first skill."""
+    import yaml
 
-    _depth = 0
+    class TextLoader(yaml.BaseLoader):  # type: ignore[misc]
+        """Every value is a text, whatever its tag says; no alias, so that nothing small becomes large."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise SkillError(
-                f"the header of {SKILL_FILE} uses aliases (*name), which are not read; write the value out"
-            )
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise SkillError(f"the header of {SKILL_FILE} is nested too deeply")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
+        _depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                raise SkillError(
+                    f"the header of {SKILL_FILE} uses aliases (*name), which are not read; write the value out"
+                )
+            self._depth += 1
+            if self._depth > MAX_DEPTH:
+                raise SkillError(f"the header of {SKILL_FILE} is nested too deeply")
+            node = super().compose_node(parent, index)
+            self._depth -= 1
+            return node
+
+    return TextLoader
 
 
 def _plain_lines(text: str) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,9 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -29,11 +31,13 @@ from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind
 from spacebot.llm.routing import choose_models
 from spacebot.tools.delegation import TwinError
-from spacebot.tools.opencode.gateway import ModelGateway, Pass, open_gateway
-from spacebot.tools.opencode.server import OpenCodeServer, Setup, find_program, open_server
 from spacebot.tools.paths_policy import Access
 from spacebot.tools.permissions import Gate, Right
 from spacebot.tools.sandbox import Containment
+
+if TYPE_CHECKING:  # loaded with the first such worker: most programs never have one
+    from spacebot.tools.opencode.gateway import ModelGateway, Pass
+    from spacebot.tools.opencode.server import OpenCodeServer, Setup
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class FolderTakenError(TwinError):
 class _Running:
     """A server and the task that keeps it."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: "Setup") -> None:
         self.setup = setup
         self.server: OpenCodeServer | None = None
         self.failure: ToolError | None = None
@@ -81,7 +85,7 @@ class Claim:
         return trio.current_time() - self._idle_since if self.is_running and not self.is_used else 0.0
 
     @asynccontextmanager
-    async def use(self, node: Node, containment: Containment) -> AsyncIterator[OpenCodeServer]:
+    async def use(self, node: Node, containment: Containment) -> "AsyncIterator[OpenCodeServer]":
         """The server for a piece of work, started when there is none, or the configuration wants another one.
 
         Errors: ToolError; LimitReachedError when all servers that may run are at work.
@@ -154,7 +158,7 @@ class OpenCode:
 
     # Before a worker is made
 
-    async def check(self, containment: Containment) -> Setup:
+    async def check(self, containment: Containment) -> "Setup":
         """Whether such a worker could work now, and what its server has to be started with.
 
         Errors: ToolError, which says what is missing and how the owner changes it.
@@ -163,6 +167,9 @@ class OpenCode:
             raise ToolError("OpenCode workers are switched off; the owner sets enabled under [defaults.opencode]")
         for right in _RIGHTS:
             self._gate.require(right, tool=TOOL)
+        await trio.to_thread.run_sync(import_module, "spacebot.tools.opencode.server")
+        from spacebot.tools.opencode.server import Setup, find_program
+
         settings = self._settings()
         target = self._targets()[0]
         program = await trio.to_thread.run_sync(find_program, settings.opencode, containment)
@@ -227,7 +234,7 @@ class OpenCode:
             )
         await idle[0].close()
 
-    async def start(self, claim: Claim, setup: Setup, containment: Containment) -> _Running:
+    async def start(self, claim: Claim, setup: "Setup", containment: Containment) -> _Running:
         """Begin to start a server; `enter` waits until it is ready."""
         async with self._opening:
             if self._gateway is None:
@@ -236,15 +243,17 @@ class OpenCode:
         self._nursery.start_soon(self._keep, running, claim, containment, self._gateway)
         return running
 
-    async def enter(self, running: _Running, worker_id: str) -> tuple[Pass, OpenCodeServer]:
+    async def enter(self, running: _Running, worker_id: str) -> "tuple[Pass, OpenCodeServer]":
         """The server once it is ready, and its right to ask models. Errors: ToolError."""
         await running.ready.wait()
         if running.server is None:
             raise running.failure or ToolError("opencode was stopped while it started")
         return self._passes[worker_id], running.server
 
-    async def _keep(self, running: _Running, claim: Claim, containment: Containment, gateway: ModelGateway) -> None:
+    async def _keep(self, running: _Running, claim: Claim, containment: Containment, gateway: "ModelGateway") -> None:
         """Be the parent of a server until somebody closes it, or it ends."""
+        from spacebot.tools.opencode.server import open_server
+
         given = self._passes[claim.worker_id] = gateway.admit()
         try:
             with running.scope:
@@ -267,7 +276,10 @@ class OpenCode:
             running.ready.set()
             running.gone.set()
 
-    async def _run_gateway(self, *, task_status: trio.TaskStatus[ModelGateway] = trio.TASK_STATUS_IGNORED) -> None:
+    async def _run_gateway(self, *, task_status: "trio.TaskStatus[ModelGateway]" = trio.TASK_STATUS_IGNORED) -> None:
+        await trio.to_thread.run_sync(import_module, "spacebot.tools.opencode.gateway")
+        from spacebot.tools.opencode.gateway import open_gateway
+
         async with open_gateway(targets=self._targets, note=self._note) as gateway:
             task_status.started(gateway)
             await trio.sleep_forever()
