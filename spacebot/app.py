@@ -20,8 +20,9 @@ from pathlib import Path
 import trio
 
 from spacebot import __version__
-from spacebot.agent.agent import Agent, open_agent
+from spacebot.agent.agent import Agent
 from spacebot.agent.commands import command_table
+from spacebot.agent.opening import open_agent
 from spacebot.agent.router import Mailboxes, Router
 from spacebot.api.control import control_commands, serve_control
 from spacebot.api.metrics import serve_metrics

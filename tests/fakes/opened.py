@@ -23,7 +23,8 @@ from typing import Any
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked, wait_all_threads_completed
 
-from spacebot.agent.agent import Agent, open_agent
+from spacebot.agent.agent import Agent
+from spacebot.agent.opening import open_agent
 from spacebot.agent.parts import AgentModel
 from spacebot.base.clock import Clock
 from spacebot.base.events import EventBus, EventKind, ProcessEvent
