@@ -14,9 +14,10 @@ from tests.attacks.stage import FORBIDDEN, SYSTEM_SECRET, TOOL_SECRET, Act, play
 from tests.fakes.scripted_model import Call
 
 PYTHON = "python3 -c"
+RING_KEY = f"spacebot:attack-{os.getpid()}"  # tests run side by side, and the keyring is one for all
 KEYS = (
     "import ctypes; c = ctypes.CDLL(None).syscall; i = ctypes.c_int; b = ctypes.create_string_buffer(200); "
-    "k = c(250, 10, i(-4), b'user', b'spacebot:attack', i(-1)); n = c(250, 11, k, b, 200); "
+    f"k = c(250, 10, i(-4), b'user', b'{RING_KEY}', i(-1)); n = c(250, 11, k, b, 200); "
     "print('found', b.value.decode(), k, n)"
 )
 DUMPS = {
@@ -64,7 +65,7 @@ CONTAINED = {
     "every process": "cat /proc/[0-9]*/cmdline | tr '\\0' ' '",
     "the keyring": f"{PYTHON} \"{KEYS}\"",
     "the list of keys": "cat /proc/keys /proc/key-users 2>/dev/null",
-    "tools for keys": "keyctl show 2>&1; keyctl print %user:spacebot:attack 2>&1; true",
+    "tools for keys": f"keyctl show 2>&1; keyctl print %user:{RING_KEY} 2>&1; true",
     "the message bus": "ls /run/user /run/dbus /var/run/dbus 2>&1; echo \"bus ${DBUS_SESSION_BUS_ADDRESS:-none}\"",
     "sockets of engines": "ls -l /var/run/docker.sock /run/containerd 2>&1",
     "a mount of the host": "mount -t proc proc /mnt 2>&1; mkdir -p m; mount --bind / m 2>&1; cat m{root}/secret.key 2>&1",
@@ -122,7 +123,7 @@ def boxed(tmp_path_factory: pytest.TempPathFactory) -> Act:
         ring = None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANTHROPIC_API_KEY", SYSTEM_SECRET)
-        patch.setattr("spacebot.storage.keyring._name", lambda root: b"spacebot:attack")
+        patch.setattr("spacebot.storage.keyring._name", lambda root: RING_KEY.encode())
         folder = tmp_path_factory.mktemp("boxed") / "inst"
         if ring is not None:
             ring.remember(folder, KEY_TEXT)
