@@ -62,7 +62,10 @@ async def test_in_the_browser(tmp_path: Path) -> None:
         def cancel_a_worker() -> None:
             window.say("work for one minute")
             window.wait(card, "the card")
-            window.driver.execute_script("document.querySelector('#running .card .cancel').click()")
+            window.driver.execute_script(
+                "[...document.querySelectorAll('#running .card')].find(e => e.textContent.includes('sleep 60'))"
+                ".querySelector('.cancel').click()"
+            )
             window.wait(lambda: window.find("#finished .card.cancelled"), "kept among the finished")
             wait_answer("cancelled by a person")
             assert not card()
