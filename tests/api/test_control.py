@@ -36,20 +36,28 @@ class Control:
     async def connect(self) -> trio.SocketStream:
         return await trio.open_unix_socket(control_address(self.path))
 
-    async def raw(self, line: bytes) -> list[dict[str, Any]]:
-        """Send bytes, read all answers until the connection closes."""
+    async def raw(self, line: bytes, following: trio.Event | None = None) -> list[dict[str, Any]]:
+        """Send bytes, read all answers until the connection closes.
+
+        Args:
+            following: is set once the answers are those of somebody who follows the conversation.
+        """
+        received = b""
         with trio.fail_after(5):
             async with await self.connect() as stream:
                 await stream.send_all(line)
-                received = b"".join([chunk async for chunk in stream])
+                async for chunk in stream:
+                    received += chunk
+                    if following is not None and b'"hello"' in received:
+                        following.set()
         return [json.loads(answer) for answer in received.splitlines()]
 
     async def ask(self, command: str, **fields: Any) -> dict[str, Any]:
         (answer,) = await self.raw(json.dumps({"command": command, **fields}).encode() + b"\n")
         return answer
 
-    async def talk(self, **fields: Any) -> list[dict[str, Any]]:
-        return await self.raw(json.dumps({"command": "chat", **fields}).encode() + b"\n")
+    async def talk(self, following: trio.Event | None = None, **fields: Any) -> list[dict[str, Any]]:
+        return await self.raw(json.dumps({"command": "chat", **fields}).encode() + b"\n", following)
 
 
 @asynccontextmanager
@@ -72,10 +80,12 @@ async def open_control(folder: Path, more: dict[str, Command] | None = None) -> 
         nursery.cancel_scope.cancel()
 
 
-def answer_with(agent: FakeAgent, text: str) -> None:
-    """Let the agent answer every message."""
+def answer_with(agent: FakeAgent, text: str, *, when: trio.Event | None = None) -> None:
+    """Let the agent answer every message; not before something, if that is given."""
 
     async def on_message(message: InboundMessage, accepted: Accepted) -> None:
+        if when is not None:
+            await when.wait()
         async with agent.turn(message.conversation_id, accepted) as turn:
             turn.delta(text[:3])
             await turn.say(f"{text} to {message.text}")
@@ -257,9 +267,10 @@ async def test_a_message_is_accepted_once_however_often_it_is_sent(tmp_path: Pat
 
 
 async def test_a_question_streams_until_it_is_answered(tmp_path: Path) -> None:
+    following = trio.Event()
     async with open_control(tmp_path) as control:
-        answer_with(control.program.main, "answer")
-        answers = await control.talk(text="question", client_id="c1", until_answered=True)
+        answer_with(control.program.main, "answer", when=following)
+        answers = await control.talk(following, text="question", client_id="c1", until_answered=True)
         message_id = answers[0]["message_id"]
         fate = await control.ask("why", id=message_id)
 
