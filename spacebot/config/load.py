@@ -33,29 +33,31 @@ from spacebot.config.model import (
     LlmConfig,
     MetricsConfig,
     ProviderConfig,
-    RoutingConfig,
+    TelemetryConfig,
+    UpdateConfig,
 )
 from spacebot.config.provider_table import ProviderEntry, provider_table
 from spacebot.config.reading import KeyPath, Reading, Source, Table
 from spacebot.config.risks import risks
+from spacebot.config.routing import RoutingConfig
 from spacebot.config.wording import brief, quote
 
 DEMO = "demo"
 MAX_FILE_BYTES = 4_000_000  # a configuration is kilobytes; more is a mistaken path
 
-# Tables and keys that belong to the file's format and have no effect yet.
-_UNUSED_TOP = frozenset({"telemetry"})
-_UNUSED_AGENT = frozenset({"routing_profile"})
+# Keys that belong to the file's format and have no effect yet.
 _UNUSED_LLM = frozenset({"kilo_key", "opencode_go_key", "minimax_cn_key", "github_copilot_key"})
-_UNUSED_ROUTING = frozenset({"prompt_routing"}) | {
-    f"{process}_thinking_effort" for process in ("channel", "branch", "worker", "compactor", "cortex")
-}
 _UNUSED_API_TYPES = frozenset({"openai_responses", "gemini", "kilo_gateway", "azure"})
 _ROLES = ("channel", "branch", "worker", "compactor", "cortex")
 _ROLES_BY_VARIABLE = {  # the narrower variable wins: later entries overwrite earlier ones
     "SPACEBOT_MODEL": _ROLES,
     "SPACEBOT_CHANNEL_MODEL": ("channel", "branch"),
     "SPACEBOT_WORKER_MODEL": ("worker", "compactor", "cortex"),
+}
+_TELEMETRY_VARIABLES = {  # these win over the file, as tools for tracing expect
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "otlp_endpoint",
+    "OTEL_EXPORTER_OTLP_HEADERS": "otlp_headers",
+    "OTEL_SERVICE_NAME": "service_name",
 }
 _SEARCH_KEYS = ("BRAVE_SEARCH_API_KEY", "BRAVE_API_KEY")  # the first that is set counts
 _PROVIDER_ID = re.compile(r"[^\s/]{1,64}")
@@ -86,7 +88,7 @@ def load_config(
     Errors: ConfigError that names the file, every wrong key, its value (secrets masked) and what is allowed.
     """
     environ = os.environ if environ is None else environ
-    return _Reader(read_source(path), environ, resolve_secret, unused=_UNUSED_TOP).read()
+    return _Reader(read_source(path), environ, resolve_secret).read()
 
 
 def read_source(path: Path) -> Source:
@@ -133,13 +135,14 @@ class _Reader(Reading):
 
     def read(self) -> LoadedConfig:
         try:
-            top = self.resolve_table(self.source.tables, (), quiet=False)
+            top = self.resolve_table(self.source.tables, ())
         except RecursionError as error:
             raise ConfigError(f"{self.source.path} is nested too deeply") from error
-        tables = {"api", "metrics", "llm", "defaults", "agents", "messaging", "bindings", "mcp_servers"}
-        known = self.known_keys(top, tables, _UNUSED_TOP, ())
+        known = self.known_keys(top, {*Config.model_fields, "defaults", "mcp_servers"}, (), ())
         api = self.validate(ApiConfig, self._table(known, "api", (), ApiConfig), ("api",))
         metrics = self.validate(MetricsConfig, self._table(known, "metrics", (), MetricsConfig), ("metrics",))
+        telemetry = self._read_telemetry(known)
+        update = self.validate(UpdateConfig, self._table(known, "update", (), UpdateConfig), ("update",))
         llm = self._read_llm(self.subtable(known, "llm", ()))
         agents = self._read_agents(known)
         messaging = read_messaging(self, known, agents)
@@ -150,19 +153,19 @@ class _Reader(Reading):
         self.check()
         assert api is not None
         assert metrics is not None
-        config = Config(api=api, metrics=metrics, llm=llm, messaging=messaging, bindings=bindings, agents=tuple(agents))
+        assert telemetry is not None
+        assert update is not None
+        config = Config(
+            api=api, metrics=metrics, telemetry=telemetry, update=update, llm=llm, messaging=messaging,
+            bindings=bindings, agents=tuple(agents),
+        )  # fmt: skip
         for risk in risks(config):
             self.warn(risk)
         return LoadedConfig(config=config, warnings=self.warnings, content_hash=self.source.content_hash)
 
     def _sort_keys(self, table: Table, model: type[BaseModel], path: KeyPath) -> Table:
         """`_known_keys` for a model's table and the tables inside it."""
-        unused: frozenset[str] = frozenset()
-        if issubclass(model, AgentSettings):
-            unused = _UNUSED_AGENT
-        elif model is RoutingConfig:
-            unused = _UNUSED_ROUTING
-        kept = self.known_keys(table, model.model_fields, unused, path)
+        kept = self.known_keys(table, model.model_fields, (), path)
         for key, value in kept.items():
             inner = model.model_fields[key].annotation
             if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -173,6 +176,16 @@ class _Reader(Reading):
         return self._sort_keys(self.subtable(tables, key, path), model, (*path, key))
 
     # Parts
+
+    def _read_telemetry(self, known: Table) -> TelemetryConfig | None:
+        """`[telemetry]`, with what the environment says laid over it."""
+        table = self._table(known, "telemetry", (), TelemetryConfig)
+        for variable, key in _TELEMETRY_VARIABLES.items():
+            if value := self.environ.get(variable, "").strip():
+                table[key] = value
+                if key == "otlp_headers":
+                    register_secret(value)
+        return self.validate(TelemetryConfig, table, ("telemetry",))
 
     def _read_llm(self, llm: Table) -> LlmConfig:
         builtin = provider_table()

@@ -22,10 +22,10 @@ from spacebot.base.errors import ConfigError
 from spacebot.base.ids import parse_agent_id
 from spacebot.config.hands import BrowserConfig, McpServerConfig, OpenCodeConfig, PermissionsConfig
 from spacebot.config.messaging import BindingConfig, MessagingConfig
+from spacebot.config.routing import BudgetConfig, RoutingConfig, RoutingProfile
 from spacebot.config.tables import Table, is_loopback_address, is_url
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
-ModelName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 @contextmanager
@@ -48,6 +48,15 @@ def _is_address(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_is_address)]
+
+
+def _is_zone(value: str) -> str:
+    with _as_value_error():
+        parse_zone(value)
+    return value
+
+
+Zone = Annotated[str, AfterValidator(_is_zone)]  # IANA name
 
 
 class ApiConfig(Table):
@@ -88,6 +97,33 @@ class MetricsConfig(Table):
     bind: Address = "127.0.0.1"
 
 
+class TelemetryConfig(Table):
+    """`[telemetry]`: traces over OTLP (HTTP, protobuf). `OTEL_*` of the environment wins. Control spec 1.4."""
+
+    otlp_endpoint: str | None = None  # /v1/traces is added unless it is there
+    otlp_headers: SecretStr | None = None  # name=value, separated by commas
+    service_name: str = Field(default="spacebot", min_length=1, max_length=200)
+    sample_rate: float = Field(default=1.0, ge=0, le=1)
+
+    _urls = field_validator("otlp_endpoint")(is_url)
+
+    @field_validator("otlp_headers")
+    @classmethod
+    def _are_pairs(cls, value: SecretStr | None) -> SecretStr | None:
+        for pair in value.get_secret_value().split(",") if value is not None else ():
+            name, equals, _ = pair.partition("=")
+            if not equals or not name.strip():
+                raise ValueError("must be pairs of name=value, separated by commas")
+        return value
+
+
+class UpdateConfig(Table):
+    """`[update]`: looking for newer releases. Off until a repository is named: nothing calls home by itself."""
+
+    repository: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}$")  # GitHub
+    check_interval_secs: float = Field(default=3600, ge=60)
+
+
 class ApiType(StrEnum):
     """Wire formats that providers speak."""
 
@@ -115,25 +151,6 @@ class LlmConfig(Table):
     """`[llm]`: which providers may be used; shorthand keys have become providers by the time this exists."""
 
     provider: dict[str, ProviderConfig] = Field(default={})
-
-
-class RoutingConfig(Table):
-    """`[defaults.routing]`: which model serves which process. None means: chosen from the configured providers."""
-
-    channel: ModelName | None = None
-    branch: ModelName | None = None
-    worker: ModelName | None = None
-    compactor: ModelName | None = None
-    cortex: ModelName | None = None
-    voice: ModelName | None = None  # hears recordings; none is chosen by itself
-    task_overrides: dict[str, ModelName] = Field(default={})
-    fallbacks: dict[ModelName, tuple[ModelName, ...]] = Field(default={})
-    rate_limit_cooldown_secs: float = Field(default=60, ge=0)
-
-    @field_validator("voice", mode="before")
-    @classmethod
-    def _none_when_empty(cls, value: object) -> object:
-        return None if value == "" else value
 
 
 class CoalesceConfig(Table):
@@ -222,7 +239,7 @@ class CronConfig(Table):
     prompt: str = Field(min_length=1, max_length=10_000)
     interval_secs: int | None = Field(default=None, ge=60, le=366 * 86_400)  # an hour where nothing is said
     cron_expr: str | None = Field(default=None, max_length=200)  # five fields; wins over the interval
-    timezone: str | None = None  # IANA name; None is the agent's
+    timezone: Zone | None = None  # None is the agent's
     delivery_target: str = Field(default="home", min_length=1, max_length=300)  # home, or adapter:address
     active_start_hour: int | None = Field(default=None, ge=0, le=23)
     active_end_hour: int | None = Field(default=None, ge=0, le=23)  # may lie over midnight
@@ -245,14 +262,6 @@ class CronConfig(Table):
     def _has_five_fields(cls, value: str | None) -> str | None:
         if value is not None and len(value.split()) != 5:
             raise ValueError("must have five fields: minute hour day month weekday, such as '0 9 * * 1-5'")
-        return value
-
-    @field_validator("timezone")
-    @classmethod
-    def _is_zone(cls, value: str | None) -> str | None:
-        if value is not None:
-            with _as_value_error():
-                parse_zone(value)
         return value
 
     @model_validator(mode="after")
@@ -287,13 +296,15 @@ class AgentSettings(Table):
     branch_max_turns: int = Field(default=50, ge=1, le=1000)  # model calls of one branch
     context_window: int = Field(default=128_000, ge=4000)  # tokens
     history_backfill_count: int = Field(default=50, ge=0, le=200)
-    user_timezone: str | None = None  # IANA name; None is the machine's zone
-    cron_timezone: str | None = None  # of schedules; None is user_timezone
+    user_timezone: Zone | None = None  # None is the machine's zone
+    cron_timezone: Zone | None = None  # of schedules; None is user_timezone
     cron: tuple[CronConfig, ...] = ()
     worker_log_mode: WorkerLogMode = WorkerLogMode.ERRORS_ONLY
     brave_search_key: SecretStr | None = None  # without one, workers have no web search
     brave_search_url: str | None = None  # of a proxy, such as http://127.0.0.1:8080/res/v1/web/search
+    routing_profile: RoutingProfile | None = None
     routing: RoutingConfig = RoutingConfig()
+    budget: BudgetConfig = BudgetConfig()
     coalesce: CoalesceConfig = CoalesceConfig()
     compaction: CompactionConfig = CompactionConfig()
     memory_persistence: MemoryPersistenceConfig = MemoryPersistenceConfig()
@@ -316,14 +327,6 @@ class AgentSettings(Table):
             raise ValueError(f"two jobs have the id {repeated[0]!r}; every job needs its own")
         return values
 
-    @field_validator("user_timezone", "cron_timezone")
-    @classmethod
-    def _is_zone(cls, value: str | None) -> str | None:
-        if value is not None:
-            with _as_value_error():
-                parse_zone(value)
-        return value
-
 
 class AgentConfig(AgentSettings):
     """`[[agents]]`: one agent, with `[defaults]` already merged in."""
@@ -344,6 +347,8 @@ class Config(Table):
 
     api: ApiConfig = ApiConfig()
     metrics: MetricsConfig = MetricsConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    update: UpdateConfig = UpdateConfig()
     llm: LlmConfig = LlmConfig()
     messaging: MessagingConfig = MessagingConfig()
     bindings: tuple[BindingConfig, ...] = ()

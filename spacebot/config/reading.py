@@ -39,23 +39,16 @@ class Source:
 
 
 class Reading:
-    """Values, keys and reports of one file; part readers use it and hold none of their own.
-
-    Args:
-        unused: top-level tables that belong to the format and have no effect yet.
-    """
+    """Values, keys and reports of one file; part readers use it and hold none of their own."""
 
     def __init__(
         self,
         source: Source,
         environ: Mapping[str, str],
         resolve_secret: Callable[[str], str | None],
-        *,
-        unused: frozenset[str] = frozenset(),
     ) -> None:
         self.source = source
         self.environ = environ
-        self._unused = unused
         self._resolve_secret = resolve_secret
         self._warnings: dict[str, None] = {}  # in order, each once
         self._problems: dict[str, None] = {}
@@ -65,32 +58,31 @@ class Reading:
 
     # Values
 
-    def resolve_table(self, table: Table, path: KeyPath, *, quiet: bool) -> Table:
+    def resolve_table(self, table: Table, path: KeyPath) -> Table:
         """Copy a table with `env:` and `secret:` values filled in and absent ones left out."""
         result: Table = {}
         for key, value in table.items():
-            is_quiet = quiet or (not path and key in self._unused)
-            resolved = self._resolve(value, (*path, key), quiet=is_quiet)
+            resolved = self._resolve(value, (*path, key))
             if resolved is not _ABSENT:
                 result[key] = resolved
         return result
 
-    def _resolve(self, value: Any, path: KeyPath, *, quiet: bool) -> Any:
+    def _resolve(self, value: Any, path: KeyPath) -> Any:
         if isinstance(value, dict):
-            return self.resolve_table(value, path, quiet=quiet)
+            return self.resolve_table(value, path)
         if isinstance(value, list):
-            items = (self._resolve(item, (*path, i), quiet=quiet) for i, item in enumerate(value))
+            items = (self._resolve(item, (*path, i)) for i, item in enumerate(value))
             return [item for item in items if item is not _ABSENT]
         if not isinstance(value, str):
             return value
         text: str | None = value or None
         if value.startswith(("env:", "secret:")):
-            text = self._resolve_text(value.strip(), path, quiet=quiet)
+            text = self._resolve_text(value.strip(), path)
         if text and _is_secret(path):
             register_secret(text)
         return _ABSENT if text is None else text
 
-    def _resolve_text(self, reference: str, path: KeyPath, *, quiet: bool) -> str | None:
+    def _resolve_text(self, reference: str, path: KeyPath) -> str | None:
         kind, _, name = reference.partition(":")
         self._references[path] = reference
         if kind == "env":
@@ -105,8 +97,7 @@ class Reading:
                     return value
             except SpacebotError as error:  # locked, damaged, or not there: it says what to do
                 reason = str(error)
-        if not quiet:
-            self.unresolved[path] = reason
+        self.unresolved[path] = reason
         return None
 
     # Keys

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spacebot.base.errors import ModelRejectedError
-from spacebot.config.model import ApiType, LlmConfig, ProviderConfig, RoutingConfig
+from spacebot.config.model import ApiType, LlmConfig, ProviderConfig
 from spacebot.config.provider_table import ProviderEntry, provider_table
+from spacebot.config.routing import RoutingConfig
 from spacebot.llm.dialect import Target
 from spacebot.llm.messages import ProcessKind
 

@@ -25,7 +25,8 @@ from spacebot.base.paths import InstancePaths
 from spacebot.base.redaction import register_secret
 from spacebot.base.tree import NodeKind, NodeState, Outcome
 from spacebot.config.load import load_config
-from spacebot.config.model import CortexConfig, RoutingConfig, WorkerConfig, WorkerLogMode
+from spacebot.config.model import CortexConfig, WorkerConfig, WorkerLogMode
+from spacebot.config.routing import RoutingConfig
 from spacebot.conversations.records import WorkerRun
 from spacebot.conversations.rows import PACK_CHARS, pack, unpack
 from spacebot.conversations.worker_runs import KEPT_DAYS, MOST_CHARACTERS, MOST_STEPS, Cost, WorkerArchive, steps_of

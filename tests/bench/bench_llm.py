@@ -14,7 +14,8 @@ from functools import partial
 import trio
 from pydantic import SecretStr
 
-from spacebot.config.model import AgentSettings, ApiType, LlmConfig, ProviderConfig, RoutingConfig
+from spacebot.config.model import AgentSettings, ApiType, LlmConfig, ProviderConfig
+from spacebot.config.routing import RoutingConfig
 from spacebot.llm.manager import AgentModel, open_models
 from spacebot.llm.messages import ModelMessage, ModelRequest, ProcessKind, SystemBlock, ToolSpec
 

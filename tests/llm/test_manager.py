@@ -18,7 +18,8 @@ from spacebot.base.errors import (
     ModelUnavailableError,
 )
 from spacebot.base.tree import NodeKind, Tree
-from spacebot.config.model import AgentSettings, ApiType, LlmConfig, RoutingConfig
+from spacebot.config.model import AgentSettings, ApiType, LlmConfig
+from spacebot.config.routing import RoutingConfig
 from spacebot.llm.dialect import Target
 from spacebot.llm.history import estimate_tokens
 from spacebot.llm.manager import ModelManager, UsageRecord, open_models

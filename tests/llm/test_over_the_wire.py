@@ -22,8 +22,9 @@ from spacebot.base.errors import (
     ModelRejectedError,
     ModelUnavailableError,
 )
-from spacebot.config.model import AgentSettings, ApiType, LlmConfig, RoutingConfig
+from spacebot.config.model import AgentSettings, ApiType, LlmConfig
 from spacebot.config.provider_table import provider_table
+from spacebot.config.routing import RoutingConfig
 from spacebot.llm.anthropic import AnthropicDialect
 from spacebot.llm.dialect import Dialect
 from spacebot.llm.manager import ModelManager, open_models

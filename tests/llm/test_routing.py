@@ -3,8 +3,9 @@
 import pytest
 
 from spacebot.base.errors import ModelRejectedError
-from spacebot.config.model import ApiType, LlmConfig, ProviderConfig, RoutingConfig
+from spacebot.config.model import ApiType, LlmConfig, ProviderConfig
 from spacebot.config.provider_table import provider_table
+from spacebot.config.routing import RoutingConfig
 from spacebot.llm.messages import ProcessKind
 from spacebot.llm.routing import choose_models, resolve
 from tests.llm.given import custom, providers

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from spacebot.base.errors import ModelBusyError, ModelRejectedError, ModelUnavailableError
-from spacebot.config.model import AgentConfig, ApiType, RoutingConfig
+from spacebot.config.model import AgentConfig, ApiType
+from spacebot.config.routing import RoutingConfig
 from spacebot.llm import transcription
 from spacebot.llm.manager import ModelManager, UsageRecord, open_models
 from spacebot.llm.messages import Usage

@@ -13,7 +13,8 @@ import trio
 from spacebot.base.errors import ModelRejectedError
 from spacebot.base.ids import NodeId
 from spacebot.base.tree import Node, NodeKind
-from spacebot.config.model import ApiType, LlmConfig, ProviderConfig, RoutingConfig
+from spacebot.config.model import ApiType, LlmConfig, ProviderConfig
+from spacebot.config.routing import RoutingConfig
 from spacebot.llm.dialect import Target
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind, Usage
