@@ -8,12 +8,14 @@ import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
 
 import trio
 
 from spacebot.config.model import ApiType
 from spacebot.config.provider_table import ProviderEntry
+from spacebot.config.routing import ThinkingEffort
 from spacebot.llm.messages import FinishReason, Image, JsonObject, ModelReply, ModelRequest, OnDelta, ToolSpec
 
 # Control characters inside strings are accepted: models send them unescaped. NaN and Infinity are no JSON.
@@ -21,6 +23,14 @@ _LENIENT = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
 _TOOLS_KEPT = 256  # sets of tools whose wire form is kept
 _LARGE = 100_000  # characters of pictures in a request; more are written in a thread
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_"
+
+
+class AuthKind(StrEnum):
+    """How a key is shown to a provider. It belongs to the credential, not to the wire format (pitfall 61)."""
+
+    KEY = "key"  # the dialect's own way
+    BEARER = "bearer"  # `Authorization: Bearer`, for proxies that want it so
+    OAUTH = "oauth"  # a token of `spacebot auth login`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +41,7 @@ class Target:
         model: full name as the owner writes it, `provider/model`; the key of cooldowns and ceilings.
         wire_model: what the provider calls it.
         entry: the provider's peculiarities.
+        effort: how long the model may think, as its role is configured.
     """
 
     model: str
@@ -40,6 +51,8 @@ class Target:
     base_url: str
     api_key: str
     entry: ProviderEntry
+    auth: AuthKind = AuthKind.KEY
+    effort: ThinkingEffort = ThinkingEffort.AUTO
 
 
 class Dialect(Protocol):

@@ -7,12 +7,12 @@ Source: control spec 2.2 to 2.4, 1.5.4
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spacebot.base.errors import ModelRejectedError
 from spacebot.config.model import ApiType, LlmConfig, ProviderConfig
 from spacebot.config.provider_table import ProviderEntry, provider_table
-from spacebot.config.routing import RoutingConfig
+from spacebot.config.routing import RoutingConfig, ThinkingEffort
 from spacebot.llm.dialect import Target
 from spacebot.llm.messages import ProcessKind
 
@@ -58,7 +58,8 @@ def choose_models(
             continue
         if all(target.model != known.model for known in targets):
             targets.append(target)
-    return tuple(targets[: 1 + MAX_FALLBACKS])
+    effort: ThinkingEffort = getattr(routing, f"{process.value}_thinking_effort")
+    return tuple(replace(target, effort=effort) for target in targets[: 1 + MAX_FALLBACKS])
 
 
 def model_names(process: ProcessKind, task_type: str | None, routing: RoutingConfig, llm: LlmConfig) -> tuple[str, ...]:
