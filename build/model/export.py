@@ -40,7 +40,7 @@ HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE.parent / "requirements"
 
 MODEL_NAME = "all-minilm-l6-v2"
-MODEL_SHA256 = "69720840ced4be5e4b0c4becbd0afc8f7ff8d07aae62e6bf23103780f9c99a81"
+MODEL_SHA256 = "c3a88fca093bfdf553a90cc4654f6e4f02615a0acad8db6244800580f0f2e217"
 SOURCE_SHA256 = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -51,7 +51,8 @@ OPSET = 20  # first operator set with Gelu; LayerNormalization is older
 IR_VERSION = 9  # the file format that came with operator set 20
 MAX_TOKENS = 256  # what the model was trained to read; the encoder itself has room for 512
 MASKED_SCORE = -10_000.0  # added to the attention scores of padding; exp of it is 0 in float32
-MIN_COSINE = 0.9999  # rounding to 16 bits costs about 1e-6
+WORD_STEPS = 127  # of a row of the table on each side of zero: what 8 bits hold
+MIN_COSINE = 0.9999  # rounding costs about 1e-5 on the average, 1e-4 at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +221,8 @@ def read_safetensors(content: bytes) -> dict[str, np.ndarray]:
 def build_model(config: dict[str, int | float | str], weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     """Write the encoder, the pooling and the scaling as one graph.
 
-    Matrices are stored with 16 bits and widened at load; vectors, which are small, keep 32.
+    Matrices are stored with 16 bits and widened at load; vectors, which are small, keep 32. The table of words, half of
+    the model, has 8 bits and a step for each row: 12 MB less for a cosine of 0.99999 with the original.
     """
     import numpy as np
     from onnx import TensorProto, checker, helper
@@ -253,10 +255,14 @@ def build_model(config: dict[str, int | float | str], weights: dict[str, np.ndar
     places = weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]
     length = graph.node("Shape", "length", "input_ids", start=1, end=2)
     place = graph.node("Slice", "place", graph.matrix("embeddings.places", places), zero, length, zero)
-    # Only the words that occur become wide numbers: the runtime would keep the whole table wide, 23 MB more.
-    words = graph.narrow("embeddings.words", weights["embeddings.word_embeddings.weight"])
+    # Only the words that occur become wide numbers: the runtime would keep the whole table wide, 35 MB more.
+    table = weights["embeddings.word_embeddings.weight"]
+    steps = np.abs(table).max(axis=1, keepdims=True) / WORD_STEPS
+    words = graph.vector("embeddings.words", np.rint(table / steps).astype(np.int8))
     word = graph.node("Gather", "word.stored", words, "input_ids", axis=0)
-    word = graph.node("Cast", "word", word, to=TensorProto.FLOAT)
+    word = graph.node("Cast", "word.wide", word, to=TensorProto.FLOAT)
+    step = graph.vector("embeddings.steps", steps.astype(np.float32))
+    word = graph.node("Mul", "word", word, graph.node("Gather", "word.step", step, "input_ids", axis=0))
     hidden = norm("embeddings", graph.node("Add", "word_and_place", word, place), "embeddings.LayerNorm")
 
     mask = graph.node("Cast", "mask", "attention_mask", to=TensorProto.FLOAT)
