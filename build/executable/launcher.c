@@ -13,7 +13,7 @@
  *   <hash>.new     being unpacked; <hash>.broken: found damaged, about to go
  *   unpack.lock    held exclusively while unpacking and tidying
  * Exit:    70 with a message when the program cannot be started; otherwise the program's own.
- * Build:   cc -O2 -static -s launcher.c -lzstd
+ * Build:   cc -O2 -static -s launcher.c -lzstd (with x86.h beside it)
  */
 
 #define _GNU_SOURCE
@@ -34,10 +34,13 @@
 #include <unistd.h>
 #include <zstd.h>
 
+#include "x86.h"
+
 #define EXIT_NO_START 70                    /* EX_SOFTWARE of sysexits.h */
 #define BLOCK 512                           /* unit of a tar archive, bytes */
 #define HASH_DIGITS 64
-#define MAGIC "ONEFILE1"
+#define MAGIC "ONEFILE2"
+#define CODE_MARK "x86"                     /* as owner of a file in the tar */
 #define PATH_SIZE 2048                      /* longest cache path 1024, longest name in ustar 256, suffixes */
 #define MAX_CACHE_PATH 1024
 #define OUTPUT_SIZE ((size_t)4 << 20)       /* what zstd hands over at once; larger gains nothing */
@@ -373,6 +376,10 @@ struct reader {
     int file;                               /* being written, or -1 */
     uint64_t left, padding;                 /* bytes of the file, then of the fill to a whole block */
     bool is_ended;                          /* saw an empty header */
+    bool is_code;                           /* the file is x86 code that pack.py has translated */
+    uint64_t size, done;                    /* of that file, and how much of it is in earlier blocks, bytes */
+    unsigned char *block;                   /* of X86_BLOCK bytes: code on its way into the file */
+    size_t block_used;
 };
 
 static uint64_t octal(const unsigned char *field, size_t width) {
@@ -434,6 +441,9 @@ static enum result read_entry(struct reader *reader) {
         if (reader->file < 0) return write_problem(reader->folder, path);
         reader->left = octal(header + 124, 12);
         reader->padding = (BLOCK - reader->left % BLOCK) % BLOCK;
+        reader->is_code = strncmp((const char *)header + 265, CODE_MARK, 32) == 0;
+        reader->size = reader->left;
+        reader->done = reader->block_used = 0;
         if (reader->left == 0) {
             close(reader->file);
             reader->file = -1;
@@ -444,16 +454,43 @@ static enum result read_entry(struct reader *reader) {
     }
 }
 
+/* Write all of it. False with errno set when that fails. */
+static bool write_all(int file, const unsigned char *bytes, size_t count) {
+    while (count > 0) {
+        ssize_t written = write(file, bytes, count);
+        if (written < 0 && errno == EINTR) continue;
+        if (written < 0) return false;
+        bytes += written;
+        count -= (size_t)written;
+    }
+    return true;
+}
+
+/* Take bytes of the current file; code waits until its block is whole. */
+static bool take(struct reader *reader, const unsigned char *bytes, size_t count) {
+    reader->left -= count;
+    if (!reader->is_code) return write_all(reader->file, bytes, count);
+    while (count > 0) {
+        size_t used = X86_BLOCK - reader->block_used < count ? X86_BLOCK - reader->block_used : count;
+        memcpy(reader->block + reader->block_used, bytes, used);
+        reader->block_used += used;
+        bytes += used;
+        count -= used;
+        if (reader->block_used < X86_BLOCK && (reader->left > 0 || count > 0)) continue;
+        x86_translate(reader->block, reader->block_used, (int64_t)reader->done, (int64_t)reader->size, false);
+        if (!write_all(reader->file, reader->block, reader->block_used)) return false;
+        reader->done += reader->block_used;
+        reader->block_used = 0;
+    }
+    return true;
+}
+
 static enum result feed(struct reader *reader, const unsigned char *bytes, size_t count) {
     while (count > 0 && !reader->is_ended) {
         size_t used;
         if (reader->left > 0) {
-            size_t wanted = reader->left < count ? (size_t)reader->left : count;
-            ssize_t written = write(reader->file, bytes, wanted);
-            if (written < 0 && errno == EINTR) continue;
-            if (written < 0) return write_problem(reader->folder, "a file");
-            used = (size_t)written;
-            reader->left -= used;
+            used = reader->left < count ? (size_t)reader->left : count;
+            if (!take(reader, bytes, used)) return write_problem(reader->folder, "a file");
             if (reader->left == 0) {
                 int closed = close(reader->file);
                 reader->file = -1;
@@ -480,14 +517,14 @@ static enum result feed(struct reader *reader, const unsigned char *bytes, size_
 
 /* Unpack the payload into a new folder. Reads to the end of the frame, where zstd compares its checksum. */
 static enum result unpack(const char *folder) {
-    struct reader reader = {.folder = folder, .file = -1};
+    struct reader reader = {.folder = folder, .file = -1, .block = malloc(X86_BLOCK)};
     ZSTD_inBuffer input = {image + trailer.payload_offset, (size_t)trailer.payload_length, 0};
     ZSTD_DCtx *context = ZSTD_createDCtx();
     unsigned char *output = malloc(OUTPUT_SIZE);
     enum result result = DONE;
     size_t hint = 1;
 
-    if (context == NULL || output == NULL) fail("not enough memory to unpack");
+    if (context == NULL || output == NULL || reader.block == NULL) fail("not enough memory to unpack");
     if (mkdir(folder, 0755) != 0) result = write_problem(folder, folder);
     while (result == DONE && hint != 0) {
         ZSTD_outBuffer piece = {output, OUTPUT_SIZE, 0};
@@ -499,6 +536,7 @@ static enum result unpack(const char *folder) {
     if (result == DONE && (!reader.is_ended || input.pos != input.size)) result = DAMAGED;
     if (reader.file >= 0) close(reader.file);
     free(output);
+    free(reader.block);
     ZSTD_freeDCtx(context);
     return result;
 }

@@ -6,7 +6,7 @@
 Needs the environment of `build/requirements/dev.txt`, the exported model (`build/model/export.py`), a C compiler, and
 zstd as a static library with its header. The result runs on systems with the glibc of the building one, or newer.
 
-Flow:    check_tools -> compile_launcher -> freeze -> strip -> write_licences -> pack
+Flow:    check_tools -> compile_launcher -> freeze -> strip -> write_licences -> compile_translator -> pack
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def make(output: Path, *, level: int = LEVEL) -> Packed:
     tree = freeze()
     strip(tree)
     write_licences(tree / "lib" / "licences.txt")
-    return pack(launcher, tree, read_version(), output, level=level)
+    return pack(launcher, tree, read_version(), output, level=level, translator=compile_translator(WORK / "x86.so"))
 
 
 def check_tools() -> None:
@@ -120,6 +120,29 @@ def compile_launcher(output: Path) -> Path:
         raise MakeError(f"zstd's header or static library is missing: apt-get install libzstd-dev\n{done.stderr}")
     if done.returncode != 0:
         raise MakeError(f"the launcher does not compile:\n{done.stderr}")
+    return output
+
+
+def compile_translator(output: Path) -> Path:
+    """Compile what makes machine code pack better, for `pack`.
+
+    Errors: MakeError when it does not compile.
+    """
+    command = [
+        compiler(),
+        "-O2",
+        "-std=c11",
+        "-Wall",
+        "-Wextra",
+        "-shared",
+        "-fPIC",
+        str(HERE / "x86.c"),
+        "-o",
+        str(output),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise MakeError(f"x86.c does not compile:\n{done.stderr}")
     return output
 
 

@@ -2,6 +2,8 @@
 
     python build/executable/pack.py --launcher LAUNCHER --tree FOLDER --version 1.2.3 --output dist/spacebot
 
+With `--translator` (x86.c as a library) machine code is written so that it packs better; x86.h says how.
+
 Layout of the file: launcher, payload (a tar in one zstd frame), index (a line for each file and link), trailer. The
 launcher reads it from the end. The same tree gives the same bytes, whoever packs it and when.
 
@@ -12,6 +14,7 @@ Source:  POSIX ustar; RFC 8878 (zstd); the trailer is `struct trailer` in launch
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import io
 import os
@@ -31,7 +34,11 @@ if TYPE_CHECKING:
 PROGRAM = "spacebot"
 LEVEL = 12  # 15 s to pack 450 MB; 9 takes half of that and gives 3 % more
 WINDOW_LOG = 27  # repeats are found 128 MB back, the most a reader accepts unasked; saves 3 %
-MAGIC = b"ONEFILE1"
+MAGIC = b"ONEFILE2"
+CODE_MARK = "x86"  # as owner of a file in the tar: its code is translated
+CODE_BLOCK = 1 << 20  # X86_BLOCK of x86.h
+ELF_X86_64 = 62
+LARGEST_CODE = 1 << 31
 TRAILER = struct.Struct(
     "<QQQ32s64s32s8s"
 )  # payload offset, payload length, index length, version, hash, program, magic
@@ -52,13 +59,21 @@ class Packed:
 
 
 def pack(
-    launcher: Path, tree: Path, version: str, output: Path, *, program: str = PROGRAM, level: int = LEVEL
+    launcher: Path,
+    tree: Path,
+    version: str,
+    output: Path,
+    *,
+    program: str = PROGRAM,
+    level: int = LEVEL,
+    translator: Path | None = None,
 ) -> Packed:
     """Write the executable, replacing an old one in one step.
 
     Args:
         tree: folder that holds `program` and everything it needs; links in it are kept as links.
         version: what `--version` answers, at most 31 bytes.
+        translator: the library of x86.c; None leaves machine code as it is.
 
     Errors: ValueError when the tree lacks the program or holds what the launcher cannot unpack.
     """
@@ -79,7 +94,7 @@ def pack(
         )
         with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(file, closefd=False) as compressed:
             hashed = _Hashed(compressed)
-            write_tar(hashed, tree, entries)
+            write_tar(hashed, tree, entries, _Translator(translator))
         payload_length = file.tell() - offset
         index = index_of(tree, entries)
         file.write(index)
@@ -94,7 +109,7 @@ def pack(
     return Packed(sha256=digest, files=len(regular), tree_bytes=sum(p.stat().st_size for p in regular), file_bytes=size)
 
 
-def write_tar(file: _Hashed, tree: Path, entries: list[Path]) -> None:
+def write_tar(file: _Hashed, tree: Path, entries: list[Path], translator: _Translator) -> None:
     """Write files, folders and links in the given order, without owners, dates and other accidents.
 
     Errors: ValueError for anything else, and for a name that ustar has no room for.
@@ -113,7 +128,11 @@ def write_tar(file: _Hashed, tree: Path, entries: list[Path]) -> None:
                 status = path.stat()
                 entry.size, entry.mode = status.st_size, 0o755 if status.st_mode & stat.S_IXUSR else 0o644
                 with path.open("rb") as content:
-                    archive.addfile(entry, content)
+                    if translator.takes(content, status.st_size):
+                        entry.uname = CODE_MARK
+                        archive.addfile(entry, _Translated(content, status.st_size, translator))
+                    else:
+                        archive.addfile(entry, content)
             else:
                 raise ValueError(f"{str(path)!r} is neither a file, nor a folder, nor a link")
 
@@ -128,6 +147,48 @@ def index_of(tree: Path, entries: list[Path]) -> bytes:
         if path.is_symlink() or path.is_file():
             lines.append(f"{'l' if path.is_symlink() else 'f'} {path.lstat().st_size} {name}\n")
     return "".join(lines).encode()
+
+
+class _Translator:
+    """The library of x86.c, where there is one."""
+
+    def __init__(self, library: Path | None) -> None:
+        self._pack = None if library is None else ctypes.CDLL(str(library)).pack_block
+        if self._pack is not None:
+            self._pack.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_int64]
+            self._pack.restype = None
+
+    def takes(self, content: BinaryIO, size: int) -> bool:
+        """Whether a file holds code for x86-64."""
+        head = content.read(20)
+        content.seek(0)
+        is_code = head[:4] == b"\x7fELF" and int.from_bytes(head[18:20], "little") == ELF_X86_64
+        return self._pack is not None and is_code and size < LARGEST_CODE
+
+    def __call__(self, block: bytearray, offset: int, size: int) -> None:
+        assert self._pack is not None
+        self._pack((ctypes.c_char * len(block)).from_buffer(block), len(block), offset, size)
+
+
+class _Translated(io.RawIOBase):
+    """Reads a file of code, block by block, translated."""
+
+    def __init__(self, content: BinaryIO, size: int, translator: _Translator) -> None:
+        self._content, self._size, self._translator = content, size, translator
+        self._offset = 0
+        self._ready = bytearray()
+
+    def read(self, count: int = -1, /) -> bytes:
+        while count < 0 or len(self._ready) < count:
+            block = bytearray(self._content.read(CODE_BLOCK))
+            if not block:
+                break
+            self._translator(block, self._offset, self._size)
+            self._offset += len(block)
+            self._ready += block
+        count = len(self._ready) if count < 0 else count
+        piece, self._ready = bytes(self._ready[:count]), self._ready[count:]
+        return piece
 
 
 class _Hashed(io.RawIOBase):
@@ -151,10 +212,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--program", default=PROGRAM)
     parser.add_argument("--level", type=int, default=LEVEL, help=f"1 to 19 (default: {LEVEL})")
+    parser.add_argument("--translator", type=Path)
     options = parser.parse_args()
     packed = pack(
-        options.launcher, options.tree, options.version, options.output, program=options.program, level=options.level
-    )
+        options.launcher, options.tree, options.version, options.output,
+        program=options.program, level=options.level, translator=options.translator,
+    )  # fmt: skip
     print(f"{options.output}: {packed}")
 
 

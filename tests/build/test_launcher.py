@@ -23,6 +23,20 @@ Pack = Callable[..., Path]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def code() -> bytes:
+    """What looks like a library of 2.5 MB: calls and jumps in and out of it, at the ends of blocks too."""
+    random_ = random.Random(2)
+    size = 2_500_001
+    content = bytearray(random_.randbytes(size))
+    content[:20] = b"\x7fELF" + bytes(14) + (62).to_bytes(2, "little")
+    for place in [*range(40, size - 8, 37), 2**20 - 5, 2**20 - 4, 2**20 - 1, 2**20, 2**21 - 3, size - 5]:
+        distance = random_.choice(
+            [0, 1, -1, -place, size - place, size - place - 1, size - 1, size, -size, 2**31 - 1, -(2**31), 500]
+        )
+        content[place : place + 5] = bytes([random_.choice([0xE8, 0xE9])]) + distance.to_bytes(4, "little", signed=True)
+    return bytes(content[:size])
+
+
 @pytest.fixture(scope="session")
 def launcher(make_script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
@@ -32,8 +46,14 @@ def launcher(make_script: ModuleType, tmp_path_factory: pytest.TempPathFactory) 
     return compiled
 
 
+@pytest.fixture(scope="session")
+def translator(make_script: ModuleType, launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiled: Path = make_script.compile_translator(tmp_path_factory.mktemp("translator") / "x86.so")
+    return compiled
+
+
 @pytest.fixture
-def pack(make_script: ModuleType, launcher: Path, tmp_path: Path) -> Pack:
+def pack(make_script: ModuleType, launcher: Path, translator: Path, tmp_path: Path) -> Pack:
     """Pack a tiny tree; another `version` is another content."""
 
     def pack(version: str = "1.2.3", *, name: str = "tiny-exe", program: str = "tiny") -> Path:
@@ -43,12 +63,13 @@ def pack(make_script: ModuleType, launcher: Path, tmp_path: Path) -> Pack:
         (tree / program).chmod(0o755)
         (tree / "lib" / "data").write_text(f"data of {version}")
         (tree / "lib" / "noise").write_bytes(random.Random(1).randbytes(300_000))
+        (tree / "lib" / "code.so").write_bytes(code())
         (tree / "lib" / "nothing").touch()
         (tree / "lib" / "link").symlink_to("data")
         deep = tree / "lib" / ("d" * 60) / ("e" * 60)
         deep.mkdir(parents=True)
         (deep / "file..name").write_text("long names are split in the archive")
-        make_script.pack(launcher, tree, version, tmp_path / name, program=program)
+        make_script.pack(launcher, tree, version, tmp_path / name, program=program, translator=translator)
         return tmp_path / name
 
     return pack
@@ -307,7 +328,7 @@ def test_a_link_in_the_common_folder_is_not_followed(pack: Pack, run: Run, tmp_p
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [("noexec,size=8m", "mounted noexec"), ("size=64k", "the disk is full: 0 MB free, 1 MB needed")],
+    [("noexec,size=8m", "mounted noexec"), ("size=64k", "the disk is full: 0 MB free, 3 MB needed")],
 )
 def test_an_unfit_file_system_is_told(options: str, expected: str, pack: Pack, cache: Path) -> None:
     cache.mkdir()
