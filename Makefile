@@ -3,6 +3,7 @@
 #   run     start in the foreground with the web chat      test    the test suite
 #   check   format, lint, types, import floors             exe     dist/spacebot, one file
 #   bench   print the figures (DATA=LoCoMo's file)         quick   the part of the tests that starts no other programs
+#   release the executable packed hard, with checksums and a list of its parts
 #   clean   remove what was built here
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ MODEL  := .model/all-minilm-l6-v2/manifest.json
 PARALLEL := --ignore=tests/executable --ignore=tests/flows -n auto --maxprocesses=4 --dist worksteal
 PIP    := -m pip install --quiet --disable-pip-version-check --require-hashes
 
-.PHONY: run test quick check exe smoke bench clean venv model
+.PHONY: run test quick check exe release smoke bench clean venv model
 
 run: venv model
 	@$(BIN)/python -m spacebot start --foreground
@@ -36,8 +37,11 @@ check: venv
 exe: venv model
 	@$(BIN)/python build/executable/make.py
 
+release: venv model
+	@$(BIN)/python build/release.py
+
 smoke: exe
-	@SPACEBOT_EXE=$(CURDIR)/dist/spacebot $(BIN)/python -m pytest -q tests/executable tests/flows/test_platforms.py tests/flows/test_hands.py
+	@SPACEBOT_EXE=$(CURDIR)/dist/spacebot $(BIN)/python -m pytest -q tests/executable tests/flows/test_init.py tests/flows/test_platforms.py tests/flows/test_hands.py
 
 bench: venv model
 	@$(BIN)/python -m tests.bench
@@ -47,6 +51,7 @@ bench: venv model
 	@$(BIN)/python -m tests.bench kills
 	@$(BIN)/python -m tests.bench cron
 	@$(BIN)/python -m tests.bench hands
+	@$(BIN)/python -m tests.bench web
 	@if [ -n "$(DATA)" ]; then $(BIN)/python -m tests.bench recall --data "$(DATA)"; \
 	else echo "recall: not measured; name LoCoMo's file: make bench DATA=…/locomo10.json"; fi
 

@@ -1,7 +1,7 @@
 """The composition root: opens every part in order, inside nested nurseries; leaving them is stopping.
 
     stores, models, embedding model          outermost: last to close
-      agents                                  turns finish, the rest commits how it stands
+      agents, a task each (roster.py)         turns finish, the rest commits how it stands
         API, control socket, watcher          innermost: first to stop, so that nothing new comes in
 
 Floor:  app
@@ -23,13 +23,17 @@ from spacebot import __version__
 from spacebot.agent.agent import Agent
 from spacebot.agent.commands import command_table
 from spacebot.agent.opening import open_agent
+from spacebot.agent.roster import Roster, open_roster
 from spacebot.agent.router import Mailboxes, Router
+from spacebot.agent.updates import UpdateCheck
 from spacebot.api.control import control_commands, serve_control
 from spacebot.api.metrics import serve_metrics
 from spacebot.api.server import serve_api, serve_asgi
+from spacebot.api.tally import HttpFigures
+from spacebot.api.traces import run_traces
 from spacebot.base.allocator import give_memory_back
 from spacebot.base.clock import Clock, monotonic_s
-from spacebot.base.errors import ConfigError
+from spacebot.base.errors import ConfigError, SpacebotError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.fetch import open_fetcher
 from spacebot.base.ids import AgentId, new_uuid
@@ -37,9 +41,15 @@ from spacebot.base.paths import InstancePaths
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import NodeKind, NodeState, Tree
 from spacebot.config.edit import ConfigEditor
-from spacebot.config.model import AgentConfig, Config
-from spacebot.config.store import ConfigStore, FileChange, FileKind, open_watcher
-from spacebot.llm.manager import ModelManager, UsageRecord, open_models
+from spacebot.config.load import LoadedConfig
+from spacebot.config.model import Config
+from spacebot.config.store import ConfigStore, FileChange, FileKind, ReloadReport, open_watcher
+from spacebot.llm.catalogue import ModelCatalogue, load_catalogue
+from spacebot.llm.explain import RouteExplanation
+from spacebot.llm.manager import ModelManager, UsageRecord
+from spacebot.llm.messages import ProcessKind
+from spacebot.llm.opening import open_models
+from spacebot.llm.prices import PriceBook
 from spacebot.memory.embedding import OnnxEmbedder
 from spacebot.messaging.manager import Messaging
 from spacebot.messaging.registry import Seams, build_adapter
@@ -50,8 +60,7 @@ from spacebot.tools.sandbox import Backend, BackendKind, probe_backend
 log = logging.getLogger(__name__)
 
 GC_THRESHOLD = (20_000, 20, 20)  # Python's 700 is for small programs; a burst of messages makes that many in a blink
-TURNS_S = 5.0  # running turns get this long to finish when the program stops
-DELIVERY_S = 2.0  # and what they said this long to reach its platform
+OPENING_S = 20.0  # the start waits so long for agents; what takes longer comes later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,19 +82,28 @@ class RunningProgram:
     probe: "_Probe"
     messaging: Messaging
     editor: ConfigEditor
-    by_id: dict[AgentId, Agent] = field(default_factory=dict)
+    roster: Roster
+    catalogue: ModelCatalogue
+    paths: InstancePaths
+    updates: UpdateCheck
+    http: HttpFigures = field(default_factory=HttpFigures)
     visitor: trio.Event = field(default_factory=trio.Event)
     wants_restart: bool = False
 
     @property
     def agents(self) -> Mapping[AgentId, Agent]:
-        """All live agents."""
-        return self.by_id
+        """All live agents, as they are at this moment."""
+        return self.roster.live
 
     @property
     def config(self) -> Config:
         """The configuration as it is now."""
         return self.store.current
+
+    @property
+    def loaded(self) -> LoadedConfig:
+        """The same with where each value comes from."""
+        return self.store.loaded
 
     @property
     def warnings(self) -> Sequence[str]:
@@ -94,9 +112,12 @@ class RunningProgram:
 
     @property
     def default_agent_id(self) -> AgentId:
-        """The agent that is asked where none is named: the configured one, or the first while that is not running."""
-        wanted = AgentId(self.store.current.default_agent.id)
-        return wanted if wanted in self.by_id else next(iter(self.by_id), wanted)
+        """The agent that is asked where none is named, whether it runs or not: no other one answers for it."""
+        return AgentId(self.store.current.default_agent.id)
+
+    def why_absent(self, agent_id: str) -> SpacebotError:
+        """What to tell somebody who asks for an agent that does not run."""
+        return self.roster.why_absent(agent_id)
 
     @property
     def sandbox(self) -> str:
@@ -106,25 +127,33 @@ class RunningProgram:
     async def reload_prompts(self) -> Sequence[str]:
         """Read all templates and identity files again. Errors: ConfigError; the old ones stay in use."""
         changed: set[str] = set()
-        for agent in self.by_id.values():
+        for agent in self.agents.values():
             changed.update(await agent.reload_prompts())
         self.events.emit(EventKind.CONFIG_RELOADED, what="prompts")
         return sorted(changed)
 
     async def reload_skills(self) -> None:
         """Look at all folders of skills again."""
-        changed = [await agent.skills.reload() for agent in self.by_id.values()]
+        changed = [await agent.skills.reload() for agent in self.agents.values()]
         if any(changed):
             self.events.emit(EventKind.CONFIG_RELOADED, what="skills")
 
-    def reload_config(self) -> None:
+    async def reload_config(self) -> ReloadReport:
         """Read the configuration again; a broken one is reported and changes nothing."""
-        report = self.store.reload()
+        report = await self.store.refresh()
         if not report.changed and report.error is None:
-            return
+            return report
         for warning in report.warnings:
             log.warning("configuration", extra=kv(warning=warning))
         self.events.emit(EventKind.CONFIG_RELOADED, what="config", error=report.error)
+        return report
+
+    def explain_route(
+        self, agent_id: AgentId, text: str, process: ProcessKind, task_type: str | None
+    ) -> RouteExplanation:
+        """Which model of an agent would answer a text now, and why."""
+        settings = next((one for one in self.config.agents if one.id == agent_id), self.config.default_agent)
+        return self.models.explain(text, process, settings, task_type=task_type)
 
     def note_visitor(self) -> None:
         """Somebody is here: what the first message needs may warm up."""
@@ -177,15 +206,19 @@ async def main(
     clock, tree, events, stop = Clock(), Tree(), EventBus(), trio.Event()
     daemon = tree.add(NodeKind.DAEMON, f"pid {os.getpid()}", node_id="daemon")
     daemon.state = NodeState.RUNNING
-    agents: dict[AgentId, Agent] = {}
+    roster: Roster | None = None
 
     def note_usage(record: UsageRecord) -> None:
-        if record.agent_id is not None and (agent := agents.get(AgentId(record.agent_id))) is not None:
+        if roster is not None and record.agent_id is not None and (agent := roster.find(record.agent_id)) is not None:
             agent.note_usage(record)
 
     async with AsyncExitStack() as stack:
         fetcher = await stack.enter_async_context(open_fetcher())
-        models = await stack.enter_async_context(open_models(lambda: store.current.llm, record_usage=note_usage))
+        models = await stack.enter_async_context(
+            open_models(lambda: store.current.llm, record_usage=note_usage, login=paths.login)
+        )
+        catalogue = await load_catalogue(paths.root, fetcher, clock)
+        models.free_models, models.known_window = catalogue.free_models, catalogue.context_window
         embedder, probe = OnnxEmbedder(verdicts=paths.root / "native.json"), _Probe()
         messaging = Messaging(
             lambda: store.current.messaging,
@@ -195,13 +228,11 @@ async def main(
             clock=clock,
             build=build_adapter,
         )
-        program = RunningProgram(
-            store, events, models, stop, probe, messaging, ConfigEditor(paths.config), by_id=agents
-        )
-        for config in store.current.agents:
-            agents[AgentId(config.id)] = await stack.enter_async_context(
-                open_agent(
-                    partial(_settings, store, config),
+        roster = await stack.enter_async_context(
+            open_roster(
+                lambda: store.current.agents,
+                lambda settings: open_agent(
+                    settings,
                     llm=lambda: store.current.llm,
                     instance=paths,
                     models=models,
@@ -214,36 +245,42 @@ async def main(
                     fetcher=fetcher,
                     courier=messaging,
                     tool_secrets=secrets.tool_environment,
-                    others=partial(_other_workspaces, store, config.id),
-                )
+                    others=partial(_other_workspaces, store, settings().id),
+                    prices=PriceBook(catalogue.price),
+                ),
+                events=events,
+                clock=clock,
             )
+        )
+        live = roster
+        program = RunningProgram(
+            store,
+            events,
+            models,
+            stop,
+            probe,
+            messaging,
+            ConfigEditor(paths.config),
+            roster=roster,
+            catalogue=catalogue,
+            paths=paths,
+            updates=(updates := UpdateCheck(lambda: store.current.update, fetcher.get, clock=clock)),
+        )
+        store.listen(lambda report: updates.reconsider())
         messaging.seams = Seams(
             commands=command_table(),
             serve=partial(serve_asgi, name="messaging.webhook"),
             post=partial(fetcher.post, may_be_private=True),  # the owner named the address
-            mailbox=Mailboxes(lambda: agents),
+            mailbox=Mailboxes(lambda: program.agents),
         )
+        store.listen(lambda report: live.reconcile())
         store.listen(lambda report: messaging.reconcile())
-        store.listen(lambda report: _reload_schedules(agents))
-        store.listen(lambda report: _reconcile_servers(agents))
+        with trio.move_on_after(OPENING_S):
+            await roster.settled()
+        roster.note_start()
         await _serve(program, paths, tree, secrets, on_ready=on_ready, probe=probe)
         events.close()
     return 75 if program.wants_restart else 0
-
-
-def _reload_schedules(agents: Mapping[AgentId, Agent]) -> None:
-    for agent in agents.values():
-        agent.schedules.reload()
-
-
-def _reconcile_servers(agents: Mapping[AgentId, Agent]) -> None:
-    for agent in agents.values():
-        agent.mcp.reconcile()
-
-
-def _settings(store: ConfigStore, started_with: AgentConfig) -> AgentConfig:
-    """The agent's table as it is now; an agent that left the file keeps its last one until a restart."""
-    return next((agent for agent in store.current.agents if agent.id == started_with.id), started_with)
 
 
 def _other_workspaces(store: ConfigStore, agent_id: str) -> list[Path]:
@@ -264,10 +301,7 @@ async def _serve(
     api, run_id, started = program.store.current.api, new_uuid(), monotonic_s()
     async with trio.open_nursery() as faces:
         async with trio.open_nursery() as serving:
-            if (metrics := program.store.current.metrics).enabled:
-                await serving.start(
-                    partial(serve_metrics, program, metrics, tree=tree, events=program.events, stop=program.stop)
-                )
+            await faces.start(_keep_metrics, program, tree)
             urls: tuple[str, ...] = ()
             if api.enabled:
                 urls = await serving.start(
@@ -280,6 +314,7 @@ async def _serve(
                         run_id=run_id,
                         stop=program.stop,
                         secrets=secrets,
+                        live=lambda: program.store.current.api,
                     )
                 )
             commands = control_commands(
@@ -296,18 +331,52 @@ async def _serve(
             faces.start_soon(_watch_files, program, paths)
             faces.start_soon(probe)  # so that the status tells from the first minute on what contains commands
             faces.start_soon(_warm_up, program, probe)
-            router = Router(lambda: program.agents, lambda: program.store.current, lambda: program.default_agent_id)
+            faces.start_soon(program.updates.run)
+            router = Router(
+                lambda: program.agents,
+                lambda: program.store.current,
+                lambda: program.default_agent_id,
+                find=program.roster.wait_live,
+            )
             faces.start_soon(program.messaging.run, router)
-            on_ready(ReadyInfo(urls=urls, model_label=program.agents[program.default_agent_id].model_label))
+            faces.start_soon(partial(run_traces, program.store, tree=tree, events=program.events))
+            main = program.agents.get(program.default_agent_id)
+            on_ready(ReadyInfo(urls=urls, model_label="none" if main is None else main.model_label))
             await program.stop.wait()
         log.info("stopping", extra=kv(agents=len(program.agents)))
-        async with trio.open_nursery() as draining:
-            for agent in program.by_id.values():
-                draining.start_soon(agent.drain, TURNS_S)
-        async with trio.open_nursery() as flushing:  # what was just said still goes out; the rest waits on disk
-            for agent in program.by_id.values():
-                flushing.start_soon(agent.delivery.flush, DELIVERY_S)
+        await program.roster.drain()
         faces.cancel_scope.cancel()
+
+
+async def _keep_metrics(
+    program: RunningProgram, tree: Tree, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve figures where the live configuration wants them; another address is taken without a restart.
+
+    Errors: ConfigError when the first address cannot be had, before `started`; later ones are logged.
+    """
+    moved = trio.Event()
+    program.store.listen(lambda report: moved.set())
+    is_first = True
+    while True:
+        config = program.store.current.metrics
+        async with trio.open_nursery() as life:
+            if config.enabled:
+                try:
+                    await life.start(
+                        partial(serve_metrics, program, config, tree=tree, events=program.events, stop=program.stop)
+                    )
+                except ConfigError as error:
+                    if is_first:
+                        raise
+                    log.warning("figures are not served", extra=kv(error=str(error)))
+            if is_first:
+                task_status.started()
+                is_first = False
+            while program.store.current.metrics == config:
+                await moved.wait()
+                moved = trio.Event()
+            life.cancel_scope.cancel()
 
 
 async def _warm_up(program: RunningProgram, probe: _Probe) -> None:
@@ -316,12 +385,20 @@ async def _warm_up(program: RunningProgram, probe: _Probe) -> None:
         nursery.start_soon(_wait_for_message, program)
         await program.visitor.wait()
         nursery.cancel_scope.cancel()
+    for agent in program.agents.values():
+        try:
+            await agent.warm_up_prompts()
+        except ConfigError as error:
+            log.warning("prompts not warmed up", extra=kv(agent=agent.id, error=str(error)))
     await program.models.warm_up(program.store.current.agents)
     gc.collect()
     gc.freeze()  # what is loaded now stays; looking at it again and again would cost a tenth of every message
     gc.set_threshold(*GC_THRESHOLD)
     for agent in program.agents.values():
-        await agent.memory.warm_up()
+        try:
+            await agent.memory.warm_up()
+        except SpacebotError as error:  # it may just be leaving
+            log.warning("memory not warmed up", extra=kv(agent=agent.id, error=str(error)))
     await trio.to_thread.run_sync(give_memory_back)
     await probe()
 
@@ -336,7 +413,7 @@ async def _watch_files(program: RunningProgram, paths: InstancePaths) -> None:
     """Follow changes of the configuration, identity files and prompts."""
 
     async def config_changed(changes: Sequence[FileChange]) -> None:
-        program.reload_config()
+        await program.reload_config()
 
     async def prompts_changed(changes: Sequence[FileChange]) -> None:
         await program.reload_prompts()
@@ -350,9 +427,9 @@ async def _watch_files(program: RunningProgram, paths: InstancePaths) -> None:
         FileKind.PROMPT: prompts_changed,
         FileKind.SKILL: skills_changed,
     }
-    folders = partial(_skill_folders, program)
-    async with open_watcher(paths, lambda: list(program.agents), callbacks, skill_folders=folders):
-        program.reload_config()  # what was edited while the program started, which the watcher does not see
+    folders = partial(_skill_folders, program, paths)
+    async with open_watcher(paths, partial(_agent_ids, program), callbacks, skill_folders=folders):
+        await program.reload_config()  # what was edited while the program started, which the watcher does not see
         try:
             await program.reload_prompts()
         except ConfigError as error:
@@ -361,6 +438,11 @@ async def _watch_files(program: RunningProgram, paths: InstancePaths) -> None:
         await trio.sleep_forever()
 
 
-def _skill_folders(program: RunningProgram) -> list[Path]:
+def _agent_ids(program: RunningProgram) -> list[str]:
+    return [agent.id for agent in program.config.agents]
+
+
+def _skill_folders(program: RunningProgram, paths: InstancePaths) -> list[Path]:
     """Every folder of skills, each once: that of the instance and those of the agents."""
-    return list(dict.fromkeys(folder for agent in program.by_id.values() for folder in agent.skills.folders))
+    own = [paths.agent(agent.id, agent.workspace).skills for agent in program.config.agents]
+    return list(dict.fromkeys([paths.skills, *own]))

@@ -103,7 +103,7 @@ class World:
 
     async def settled(self) -> None:
         for _ in range(10):
-            await self.log.record_usage([])
+            await self.database.write(lambda c: None)
             await wait_all_threads_completed()
             await wait_all_tasks_blocked()
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from tests import spec
+from tests.config import pitfalls as control_pitfalls
 from tests.memory import pitfalls
 from tests.messaging import pitfalls as messaging_pitfalls
 
@@ -47,7 +48,15 @@ MESSAGING = Index(
     messaging_pitfalls.ELSEWHERE,
     messaging_pitfalls.NOT_OURS,
 )
-every_index = pytest.mark.parametrize("index", [PROCESSES, MEMORY, MESSAGING], ids=["processes", "memory", "messaging"])
+CONTROL = Index(
+    [f"C-{n}" for n in range(1, 92)] + [f"CA-{n}" for n in range(1, 14)],
+    control_pitfalls.ITEMS,
+    control_pitfalls.ELSEWHERE,
+    control_pitfalls.NOT_OURS,
+)
+every_index = pytest.mark.parametrize(
+    "index", [PROCESSES, MEMORY, MESSAGING, CONTROL], ids=["processes", "memory", "messaging", "control"]
+)
 
 
 @cache

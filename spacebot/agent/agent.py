@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from spacebot.agent.announcing import announce
+from spacebot.agent.captures import Captures
 from spacebot.agent.channels import Channels
 from spacebot.agent.commands import Entry, Situation, command_of, run_command
 from spacebot.agent.cortex import Cortex
@@ -25,18 +26,19 @@ from spacebot.agent.profile import Profile
 from spacebot.agent.scheduled import Schedules
 from spacebot.agent.skill_desk import SkillDesk
 from spacebot.agent.upkeep import maintenance_policy
-from spacebot.agent.usage import UsageWriter
+from spacebot.agent.usage import UsageDesk
 from spacebot.agent.worker_desk import WorkerDesk
 from spacebot.base.errors import RefusedError
 from spacebot.base.events import EventKind
 from spacebot.base.ids import AgentId, ConversationId
 from spacebot.base.text import clean_unicode
 from spacebot.config.model import AgentConfig, LlmConfig
+from spacebot.conversations.activity import Activity
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import Accepted, Journalled, ResponseMode
+from spacebot.llm.choice import choose
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind
-from spacebot.llm.routing import model_names
 from spacebot.memory.maintenance import MaintenancePolicy
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.transfer import MemoryTransfer
@@ -53,7 +55,7 @@ class Agent:
         self,
         parts: AgentParts,
         channels: Channels,
-        usage: UsageWriter,
+        usage: UsageDesk,
         *,
         llm: Callable[[], LlmConfig],
         cortex: Cortex,
@@ -61,6 +63,8 @@ class Agent:
         ingestion: Ingestion,
         memory_views: MemoryViews,
         transfer: MemoryTransfer,
+        captures: Captures,
+        activity: Activity,
     ) -> None:
         self._parts = parts
         self._channels = channels
@@ -71,6 +75,8 @@ class Agent:
         self._ingestion = ingestion
         self._memory_views = memory_views
         self._transfer = transfer
+        self._captures = captures
+        self._activity = activity
         self._forgetting = parts.forgetting
 
     @property
@@ -120,6 +126,11 @@ class Agent:
     def transfer(self) -> MemoryTransfer:
         """Export and import of what the agent knows."""
         return self._transfer
+
+    @property
+    def captures(self) -> Captures:
+        """What its models saw, for its owner."""
+        return self._captures
 
     async def traces_of(self, person: str) -> Traces:
         """How much there is of a person (platform:user). Errors: RefusedError, StorageError."""
@@ -252,6 +263,29 @@ class Agent:
         """What it sends to platforms."""
         return self._parts.delivery
 
+    def take_over(self) -> None:
+        """Have services that hold something of the configuration look at it; all others read it when they use it."""
+        self._parts.schedules.reload()
+        self._parts.mcp.reconcile()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it begins nothing by itself; what people say is kept and waits."""
+        return self._parts.pause.is_on
+
+    async def pause(self) -> None:
+        """Begin nothing from now on, also after a restart; what runs goes on to its end. Errors: StorageError."""
+        await self._parts.pause.put(is_on=True)
+        self._parts.schedules.scheduler.pause()
+
+    async def resume(self) -> None:
+        """Take up what has waited. Errors: StorageError."""
+        await self._parts.pause.put(is_on=False)
+        await self._channels.go_on()
+        self._parts.schedules.scheduler.resume()
+        self._cortex.look()
+        self._ingestion.look()
+
     async def recover(self) -> None:
         """Take up what the last life left: unanswered messages, branches, workers, untold results."""
         await self._channels.recover()
@@ -260,6 +294,23 @@ class Agent:
         """Begin no new turn, let the running ones finish and memories be saved, for at most `patience_s` seconds."""
         self._parts.schedules.scheduler.pause()
         await self._channels.drain(patience_s)
+
+    @property
+    def activity(self) -> Activity:
+        """How much was said and done, in numbers."""
+        return self._activity
+
+    async def identity(self) -> Mapping[str, str]:
+        """The texts that say who it is, as `soul`, `identity`, `user`. Errors: ConfigError."""
+        return await self._parts.prompts.identity()
+
+    async def write_identity(self, texts: Mapping[str, str]) -> Mapping[str, str]:
+        """Write some of these texts; they count at once. Returns all. Errors: RefusedError, ConfigError."""
+        return await self._parts.prompts.write_identity(texts)
+
+    async def warm_up_prompts(self) -> None:
+        """Compile its templates, so that the first message does not wait for it. Errors: ConfigError."""
+        await self._parts.prompts.warm_up()
 
     async def reload_prompts(self) -> list[str]:
         """Read templates and identity files again. Errors: ConfigError; then the old ones stay."""
@@ -289,6 +340,11 @@ class Agent:
     def status_blocks(self) -> Mapping[str, Mapping[str, Any]]:
         """What each live channel is doing."""
         return self._channels.status_blocks()
+
+    @property
+    def usage(self) -> UsageDesk:
+        """What its model calls cost, and its budget."""
+        return self._usage
 
     def note_usage(self, record: UsageRecord) -> None:
         """Take a completion's cost; never waits."""
@@ -337,4 +393,4 @@ def _clean(message: InboundMessage) -> InboundMessage:
 
 def first_model(kind: ProcessKind, settings: AgentConfig, llm: LlmConfig) -> str:
     """The model that a kind of process asks first."""
-    return model_names(kind, None, settings.routing, llm)[0]
+    return choose(kind, None, settings, llm).names[0]

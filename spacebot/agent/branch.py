@@ -13,6 +13,7 @@ from spacebot.base.clock import format_local
 from spacebot.base.redaction import scrub
 from spacebot.base.tree import Node, NodeState, Outcome
 from spacebot.conversations.records import BranchRun
+from spacebot.llm.complexity import Complexity
 from spacebot.llm.messages import ModelMessage, ProcessKind, SystemBlock
 from spacebot.memory.types import Viewer
 from spacebot.tools.contract import Tool
@@ -27,6 +28,7 @@ async def run_branch(
     fork: Sequence[ModelMessage],
     tools: Sequence[Tool],
     viewer: Viewer,
+    complexity: Complexity | None = None,
 ) -> Outcome:
     """Think until there is a conclusion.
 
@@ -34,6 +36,7 @@ async def run_branch(
         fork: the conversation as it stood when the branch was asked for.
         viewer: for whom memories are read.
         tools: memory tools, and `spawn_worker`, whose success ends the branch.
+        complexity: of what the person said who caused it; None after a restart, where nobody knows any more.
 
     Errors: ModelError when no model answers; the caller makes it the branch's end.
     """
@@ -54,6 +57,7 @@ async def run_branch(
         specs=tuple(parts.prompts.tool_spec(tool) for tool in tools),
         window=lambda: parts.window(ProcessKind.BRANCH),
         overflow_note=parts.prompts.render("fragments/overflow"),
+        complexity=complexity,
     )
     messages = bridged(fork, ModelMessage.user(run.description), parts.prompts.render("fragments/bridge"))
     own = len(messages)

@@ -40,6 +40,7 @@ from spacebot.conversations.records import (
     SummaryKind,
     WorkerRun,
 )
+from spacebot.llm.complexity import Tier
 from spacebot.llm.messages import ModelMessage
 from spacebot.memory.types import Provenance
 
@@ -67,7 +68,7 @@ class Channel:
 
         Args:
             is_known: the log may hold earlier messages, which are read back first.
-            may_start: False while the program drains; then no new turn begins.
+            may_start: False while the agent is paused or drains; then no new turn begins.
         """
         self.id = channel_id
         self.status = StatusBlock(node)
@@ -85,6 +86,7 @@ class Channel:
         self._was_cut = False
         self._wake = trio.Event()
         self._turn: Turn | None = None
+        self._tier: Tier | None = None  # of what people last said, where prompts are scored
         self._changed: list[tuple[int, Entry | None]] = []  # while it runs; what it leaves may hold the old words
         self._idle_since = monotonic_s()
         self._hydrating = trio.Lock()
@@ -157,6 +159,10 @@ class Channel:
             self._history.extend([entry])
             if self._nursery is not None and self._may_start():
                 self._compactor.check(self._nursery, fixed_tokens=self._fixed_tokens)
+        self._wake.set()
+
+    def look(self) -> None:
+        """Look again what is due. Never waits."""
         self._wake.set()
 
     def look_for_results(self) -> None:
@@ -328,6 +334,7 @@ class Channel:
             provenance=self._provenance(work),
             surroundings=self._surroundings,
             may_go_elsewhere=not self._standing.is_direct or self._standing.is_listed,
+            previous_tier=self._tier,
         )
         nursery.start_soon(self._run_turn, self._turn, node, work)
 
@@ -336,6 +343,8 @@ class Channel:
 
         async def settle(outcome: Outcome) -> None:
             is_given_back = False
+            if turn.complexity is not None:
+                self._tier = turn.complexity.tier
             if not turn.is_closed:
                 is_given_back = await self._settle_broken_turn(turn, work, outcome)
             if turn.end is not None and not is_given_back:

@@ -38,10 +38,13 @@ class Channels:
         self._channel_left = trio.Event()
         self._settling: dict[ConversationId, trio.Event] = {}  # of runs of schedules, whose end somebody waits for
         self._is_draining = False
+        self._held: set[ConversationId] = set()  # with runs to be set going again when the agent is no longer paused
 
     async def hand_over(self, journalled: Journalled, *, observe: bool = False) -> None:
         """Give a message that is on disk to its channel; to be answered, or to be known only."""
         conversation = journalled.message.conversation_id
+        if self._is_draining and conversation not in self._channels:
+            return  # the next life finds it; by now there may be nobody left who could keep a new channel
         channel = await self._channel(conversation, is_known=journalled.seq > 1)
         if observe:
             channel.observe(journalled)
@@ -106,6 +109,9 @@ class Channels:
 
     async def _resume(self, branches: Sequence[BranchRun], workers: Sequence[WorkerRun]) -> None:
         """Set going again what was cut; one that cannot go on ends, and its channel is told."""
+        if self._parts.pause.is_on:
+            self._held.update(*({run.channel_id for run in runs} for runs in (branches, workers)))
+            return
         for branch in branches:
             if self._parts.tree.get(branch.id) is None:
                 await (await self._channel(branch.channel_id)).resume_branch(branch)
@@ -121,6 +127,21 @@ class Channels:
                 )
                 (await self._channel(worker.channel_id)).look_for_results()
 
+    async def go_on(self) -> None:
+        """The agent is no longer paused: take up what waited. Errors: StorageError."""
+        for channel in tuple(self._channels.values()):
+            channel.look()
+        while self._held:  # asked of the log anew: some may have been cancelled, or forgotten with their person
+            channel_id = next(iter(self._held))
+            branches, workers = await self._parts.conversations.open_runs(channel_id)
+            self._held.discard(channel_id)
+            await self._resume(branches, workers)
+            if self._parts.pause.is_on:
+                return
+
+    def _may_start(self) -> bool:
+        return not self._is_draining and not self._parts.pause.is_on
+
     async def drain(self, patience_s: float) -> None:
         """Begin no new turn, let the running ones finish and memories be saved, for at most `patience_s` seconds."""
         self._is_draining = True
@@ -129,7 +150,7 @@ class Channels:
                 await ended.receive()
                 await trio.lowlevel.checkpoint()
             async with trio.open_nursery() as nursery:  # what is cut here is gone through at the next start
-                for channel in tuple(self._channels.values()):
+                for channel in tuple(self._channels.values()) if not self._parts.pause.is_on else ():
                     nursery.start_soon(channel.finish)
 
     def status_blocks(self) -> Mapping[str, Mapping[str, Any]]:
@@ -151,9 +172,7 @@ class Channels:
                 node_id=f"channel:{self._parts.id}:{conversation}",
                 channel_id=conversation,
             )
-            channel = Channel(
-                self._parts, node, conversation, is_known=is_known, may_start=lambda: not self._is_draining
-            )
+            channel = Channel(self._parts, node, conversation, is_known=is_known, may_start=self._may_start)
             self._channels[conversation] = channel
             self._nursery.start_soon(self._run_channel, channel, node)
         return channel

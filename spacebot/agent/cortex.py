@@ -27,7 +27,7 @@ from spacebot.agent.parts import AgentParts
 from spacebot.agent.profile import Profile
 from spacebot.agent.upkeep import AssociationDuty, ContradictionDuty, MaintenanceDuty
 from spacebot.base.clock import monotonic_s
-from spacebot.base.errors import SpacebotError
+from spacebot.base.errors import BudgetExceededError, SpacebotError
 from spacebot.base.events import EventKind, ProcessEvent
 from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
@@ -67,6 +67,10 @@ class Breaker:
             wait_s = min(max(pause_s, PAUSE_MOST_S), pause_s * 2.0 ** min(self.failures - threshold, 30))
         self._until = monotonic_s() + wait_s
         return wait_s
+
+    def hold(self, wait_s: float) -> None:
+        """Wait without having failed."""
+        self._until = monotonic_s() + wait_s
 
     def succeeded(self) -> None:
         """Forget the failures."""
@@ -153,6 +157,11 @@ class Cortex:
             "duties": {loop.duty.name: loop.describe(self._desk.config) for loop in self._loops},
         }
 
+    def look(self) -> None:
+        """Look again what is due: the agent is no longer paused."""
+        for loop in self._loops:
+            loop.stir()
+
     async def profile(self) -> Profile | None:
         """The agent's card, once there is one."""
         return await self._desk.profiles.get()
@@ -226,6 +235,8 @@ class Cortex:
                 await trio.sleep(REST_S)
 
     async def _next(self, loop: _Loop) -> float | None:
+        if self._parts.pause.is_on:
+            return None
         try:
             return loop.wait_s()
         except Exception as error:  # boundary: process
@@ -245,6 +256,8 @@ class Cortex:
             else:
                 await loop.duty.open()
                 loop.is_open = True
+        except BudgetExceededError as error:  # nothing is wrong: the owner wants it so
+            loop.breaker.hold(error.retry_after_s)
         except Exception as error:  # boundary: process
             await self._failed(loop, error)
         else:

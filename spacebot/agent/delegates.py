@@ -35,6 +35,7 @@ from spacebot.base.telemetry import kv
 from spacebot.base.text import cut_bytes
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome
 from spacebot.conversations.records import BranchRun, PendingResult, WorkerRun
+from spacebot.llm.complexity import Complexity
 from spacebot.llm.messages import ModelMessage
 from spacebot.memory.types import Provenance
 from spacebot.tools.delegation import TwinError
@@ -125,9 +126,9 @@ class Delegates:
             id=NodeId(""), channel_id=self._channel_id, description=description,
             turn_id=turn.id if turn else None, reply_to=turn.reply_to if turn else None,
         )  # fmt: skip
-        return await self.start_branch(run)
+        return await self.start_branch(run, turn.complexity if turn else None)
 
-    async def start_branch(self, run: BranchRun) -> str:
+    async def start_branch(self, run: BranchRun, complexity: Complexity | None = None) -> str:
         """Start a branch, or run one again whose row has an id already."""
         await self._started.wait()
         assert self._nursery is not None
@@ -145,11 +146,13 @@ class Delegates:
             self._parts.tree.remove(node)
             raise
         self._branches[node.id] = run
-        self._emit(EventKind.BRANCH_STARTED, branch_id=node.id, description=run.description)
-        self._nursery.start_soon(self._run_branch, node, run, self._fork())
+        self._emit(EventKind.BRANCH_STARTED, branch_id=node.id, description=run.description, turn_id=run.turn_id)
+        self._nursery.start_soon(self._run_branch, node, run, self._fork(), complexity)
         return node.id
 
-    async def _run_branch(self, node: Node, run: BranchRun, fork: Sequence[ModelMessage]) -> None:
+    async def _run_branch(
+        self, node: Node, run: BranchRun, fork: Sequence[ModelMessage], complexity: Complexity | None
+    ) -> None:
         async def settle(outcome: Outcome) -> None:
             outcome = replace(outcome, text=scrub(outcome.text))
             self._branches.pop(node.id, None)
@@ -176,7 +179,9 @@ class Delegates:
             )
             people = await self._parts.conversations.participants(self._channel_id)
             tools = branch_tools(self._parts, self, node, provenance, people)
-            return await run_branch(self._parts, node, run, fork=fork, tools=tools, viewer=provenance.viewer)
+            return await run_branch(
+                self._parts, node, run, fork=fork, tools=tools, viewer=provenance.viewer, complexity=complexity
+            )
 
         await self._parts.tree.supervise(node, think, settle=settle)
 
@@ -310,6 +315,7 @@ class Delegates:
             task=cut_bytes(run.task, EVENT_BYTES),
             task_type=run.task_type,
             worker_type=run.worker_type,
+            turn_id=run.turn_id,
         )
         self._nursery.start_soon(self._run_worker, worker)
         return node.id

@@ -22,8 +22,9 @@ from spacebot.base.errors import ContextOverflowError, DeniedError, SpacebotErro
 from spacebot.base.events import EventBus, EventKind, EventValue
 from spacebot.base.redaction import MASK, scrub
 from spacebot.base.telemetry import kv
-from spacebot.base.text import clean_unicode, cut_bytes
+from spacebot.base.text import clean_unicode, clean_values, cut_bytes
 from spacebot.base.tree import Node
+from spacebot.llm.complexity import Complexity
 from spacebot.llm.history import drop_oldest, fit, is_boundary, repair
 from spacebot.llm.messages import (
     Model,
@@ -80,6 +81,7 @@ class Engine:
     Args:
         window: tokens that a request may have, answer included; read at each step.
         overflow_note: what stands in place of what was dropped after a refusal for size.
+        complexity: of the words of a person that this is about; may choose the model.
     """
 
     model: Model
@@ -92,6 +94,7 @@ class Engine:
     window: Callable[[], int]
     overflow_note: str
     task_type: str | None = None
+    complexity: Complexity | None = None
     guard: LoopGuard = field(init=False)
     _newest: dict[str, str] = field(init=False, default_factory=dict)  # what a result shows -> its call
 
@@ -158,6 +161,7 @@ class Engine:
                 messages=repair(fit(messages, ceiling=self.window(), system=self.system, tools=self.specs, task=task)),
                 tools=self.specs,
                 task_type=self.task_type,
+                complexity=self.complexity,
                 node=self.node,
             )
             try:
@@ -274,22 +278,13 @@ class Engine:
 def _clean(reply: ModelReply) -> ModelReply:
     """An answer that UTF-8 can hold: models write halves of surrogate pairs, as JSON escapes above all."""
 
-    def clean(value: Any) -> Any:
-        match value:
-            case str():
-                return clean_unicode(value)
-            case dict():
-                return {clean(key): clean(item) for key, item in value.items()}
-            case list():
-                return [clean(item) for item in value]
-        return value
-
     def clean_part(part: Part) -> Part:
         match part:
             case Text(text):
                 return Text(clean_unicode(text))
             case ToolCall(call_id, name, arguments, raw):
-                return ToolCall(clean_unicode(call_id), clean_unicode(name), clean(arguments), clean_unicode(raw))
+                names = clean_unicode(call_id), clean_unicode(name)
+                return ToolCall(*names, clean_values(arguments), clean_unicode(raw))
         return part
 
     return replace(reply, parts=tuple(clean_part(part) for part in reply.parts))

@@ -7,6 +7,7 @@ What goes, for a person `platform:user`:
                                                 them the replies of the turns that took them, what those turns set to
                                                 work, what others quoted to answer it, summaries that cover it
     files                                       that came with their messages; log files of workers where they spoke
+    what models saw                             all of it, since any prompt may have named them
     memories                                    learned from them, about them, private to them; made from those by the
                                                 cortex; each with its vector and edges, and the bulletins made of them
 
@@ -29,7 +30,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from logging.handlers import TimedRotatingFileHandler
 from pathlib import Path
 
 import trio
@@ -38,7 +38,8 @@ from spacebot.agent.profile import DIGEST_KEY
 from spacebot.base.clock import Clock
 from spacebot.base.errors import StorageError
 from spacebot.base.ids import MemoryId, MessageId
-from spacebot.base.telemetry import kv
+from spacebot.base.log_file import LogFile
+from spacebot.base.telemetry import kv, log_ring
 from spacebot.conversations.erasure import WORDS, Person, Scope, erase_log, run_for, scope_of
 from spacebot.memory.curation_log import note
 from spacebot.memory.memory import AgentMemory
@@ -123,6 +124,7 @@ class Forgetting:
         self.let_go = let_go or _nothing_to_let_go
         self.drop_files: Callable[[Collection[MessageId]], Awaitable[None]] = _no_files  # those that came with messages
         self.drop_worker_files: Callable[[Collection[str]], Awaitable[None]] = _no_worker_files
+        self.drop_captures: Callable[[], Awaitable[None]] = _no_captures  # what models saw
         self.confirmations = Confirmations()
         self._log_folder = log_folder
         self._turn = trio.Lock()  # one person after the other
@@ -246,6 +248,7 @@ class Forgetting:
             traces = {*gone, *scope.messages, *scope.own}
             events += await self._erase_events(who, traces)  # what was noted meanwhile
             mentions = await self._database.read(partial(_console_mentions, ids=traces, names=scope.names))
+            await self.drop_captures()
         lines = await self._shorten_logs(who, found.own)
         done = ForgottenPerson(
             person=who.key,
@@ -286,10 +289,12 @@ class Forgetting:
         await self._database.write(lambda c: c.execute("DELETE FROM settings WHERE key = ?", (DUE,)))
 
     async def _shorten_logs(self, who: Person, own: Sequence[str]) -> int:
-        if self._log_folder is None:
-            return 0
         # As the fields of a record are written; a bare id may be as short as a word.
         needles = [repr(who.user), who.key, *own]
+        if (ring := log_ring()) is not None:
+            ring.drop([who.user, *needles])
+        if self._log_folder is None:
+            return 0
         return await trio.to_thread.run_sync(_drop_lines, self._log_folder, needles)
 
 
@@ -313,6 +318,10 @@ async def _no_files(message_ids: Collection[MessageId]) -> None:
 
 
 async def _no_worker_files(channels: Collection[str]) -> None:
+    return None
+
+
+async def _no_captures() -> None:
     return None
 
 
@@ -423,7 +432,7 @@ def _write_anew(c: Connection) -> None:
 
 def _drop_lines(folder: Path, needles: Sequence[str]) -> int:
     """Take lines that name a person out of the log files; returns how many."""
-    handlers = [h for h in logging.getLogger().handlers if isinstance(h, TimedRotatingFileHandler)]
+    handlers = [h for h in logging.getLogger().handlers if isinstance(h, LogFile)]
     for handler in handlers:
         handler.acquire()  # nobody writes meanwhile
     try:

@@ -122,6 +122,8 @@ class Ingestion:
             chunk, total = len(reading.done), len(reading.chunks)
         elif not self.settings.enabled:
             status = "disabled"
+        elif self._parts.pause.is_on:
+            status, reason = "paused", "the agent is paused"
         elif self._pause_reason is not None:
             status, reason = "paused", self._pause_reason
         return IngestionState(
@@ -133,6 +135,10 @@ class Ingestion:
             total=total,
             reason=reason,
         )
+
+    def look(self) -> None:
+        """Look into the folder again: the agent is no longer paused."""
+        self._wake.set()
 
     async def files(self) -> list[IngestedFile]:
         """The newest documents first, at most a hundred."""
@@ -212,7 +218,7 @@ class Ingestion:
     async def _round(self, node: Node) -> float:
         """One look into the folder and what follows from it; returns the seconds until the next."""
         interval = self.settings.poll_interval_secs
-        if not self.settings.enabled:
+        if not self.settings.enabled or self._parts.pause.is_on:
             return interval
         if (left := self._paused_until - monotonic_s()) > 0:
             return left
@@ -227,7 +233,7 @@ class Ingestion:
         self._pause_reason = None
         for found in look.due[:BATCH]:
             await self._take(found, node)
-            if not self.settings.enabled:
+            if not self.settings.enabled or self._parts.pause.is_on:
                 return interval
             if (left := self._paused_until - monotonic_s()) > 0:
                 return left

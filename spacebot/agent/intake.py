@@ -16,6 +16,7 @@ from spacebot.agent.documents import KINDS, MAX_BYTES, TEXT_KINDS, kind_of, read
 from spacebot.agent.drop_folder import DropFolder, Found, Listing, Stamp, reason_name
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.errors import (
+    BudgetExceededError,
     ContextOverflowError,
     ExternalError,
     ModelBusyError,
@@ -67,7 +68,7 @@ class HeldUpError(Exception):
         super().__init__(scrub(str(error)))
         is_unfit = isinstance(error, ModelRejectedError) and error.status_code in UNFIT
         self.is_general = not (is_unfit or isinstance(error, ContextOverflowError))
-        self.retry_after_s = error.retry_after_s if isinstance(error, ModelBusyError) else None
+        self.retry_after_s = error.retry_after_s if isinstance(error, ModelBusyError | BudgetExceededError) else None
 
 
 async def identify(folder: DropFolder, found: Found) -> Document | None:

@@ -224,7 +224,7 @@ def parse_verdicts(text: str, count: int) -> dict[int, Verdict]:
         try:
             entry = json.loads(found.group())
             number, word = int(entry["pair"]), str(entry["verdict"]).strip().casefold()
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             continue
         if 1 <= number <= count and word in _VERDICTS:
             verdicts[number] = _VERDICTS[word]

@@ -14,7 +14,9 @@ import trio
 from spacebot.agent.agent import Agent, first_model
 from spacebot.agent.attachment_parts import FOLDER, PRIVATE
 from spacebot.agent.attachments import AttachmentDesk, transcribe_with
+from spacebot.agent.budget import Budget, BudgetedModel
 from spacebot.agent.bulletin import open_briefing
+from spacebot.agent.captures import Captures, CapturingModel
 from spacebot.agent.channels import Channels
 from spacebot.agent.cortex import Cortex
 from spacebot.agent.cortex_chat import CortexChat
@@ -24,10 +26,11 @@ from spacebot.agent.forgetting import Forgetting
 from spacebot.agent.ingestion import Ingestion
 from spacebot.agent.liveness import WatchedModel
 from spacebot.agent.mcp import McpServers
-from spacebot.agent.parts import AgentParts, ModelSource
+from spacebot.agent.model_calls import MeasuredModel
+from spacebot.agent.parts import AgentParts, ModelSource, Pause
 from spacebot.agent.prompts import load_prompts
 from spacebot.agent.scheduled import Schedules
-from spacebot.agent.usage import UsageWriter
+from spacebot.agent.usage import UsageDesk
 from spacebot.agent.worker_desk import WorkerDesk
 from spacebot.agent.worker_log import WorkerLog
 from spacebot.base.clock import Clock
@@ -37,7 +40,9 @@ from spacebot.base.ids import AgentId
 from spacebot.base.paths import InstancePaths, bundled_prompts, package_file
 from spacebot.base.tree import Node, NodeKind, NodeState, Tree
 from spacebot.config.model import AgentConfig, LlmConfig
+from spacebot.conversations.activity import Activity
 from spacebot.conversations.attachment_log import AttachmentLog
+from spacebot.conversations.captures import CaptureLog
 from spacebot.conversations.cortex_threads import CortexThreads
 from spacebot.conversations.ingestion_log import IngestionLog
 from spacebot.conversations.log import Conversations
@@ -45,9 +50,11 @@ from spacebot.conversations.memoranda import Memoranda
 from spacebot.conversations.message_search import MessageSearch
 from spacebot.conversations.outbox import Outbox
 from spacebot.conversations.rooms import Rooms
+from spacebot.conversations.usage_log import UsageLog
 from spacebot.conversations.worker_runs import WorkerArchive
 from spacebot.cron.jobs import Jobs
 from spacebot.llm.messages import ProcessKind
+from spacebot.llm.prices import PriceBook
 from spacebot.memory.embedding import Embedder
 from spacebot.memory.index import IndexPolicy
 from spacebot.memory.linking import LinkPolicy
@@ -56,6 +63,7 @@ from spacebot.memory.transfer import MemoryTransfer
 from spacebot.memory.views import MemoryViews
 from spacebot.messaging.courier import NO_PLATFORMS, Courier
 from spacebot.storage.database import open_database
+from spacebot.storage.settings import Settings
 from spacebot.tools.browser.session import open_browsers
 from spacebot.tools.opencode.pool import open_opencode
 from spacebot.tools.permissions import Gate
@@ -83,6 +91,7 @@ async def open_agent(
     tool_secrets: Callable[[], Mapping[str, str]] = dict,
     others: Callable[[], Sequence[Path]] = tuple,
     index: IndexPolicy | None = None,
+    prices: PriceBook | None = None,
 ) -> AsyncIterator[Agent]:
     """Open one agent: folders, database, memory, prompts; then take up what its last life left.
 
@@ -92,6 +101,7 @@ async def open_agent(
         tool_secrets: variables for workers' commands, asked for at each one.
         others: workspaces of the other agents, which its workers must not see.
         index: when the vector table is written; None means as usual.
+        prices: what models cost; None: what the program's own table says.
 
     Owns: everything of the agent. On leaving, running turns are cut and left to the next start (call
     `Agent.drain` first), branches and workers end and commit how they stand, then the stores close.
@@ -140,6 +150,7 @@ async def open_agent(
             gate=gate,
             state=paths.data / "opencode",
             note=lambda record: usage.note(record),
+            allow=lambda: budget.check(ProcessKind.WORKER),
         ) as opencode,
         open_browsers(
             containment=containment,
@@ -149,8 +160,21 @@ async def open_agent(
             clock=clock,
         ) as browsers,
     ):
-        own_model = models.for_agent(settings)
-        model = WatchedModel(own_model)
+        pause = Pause(database)
+        await pause.load()
+        budget = Budget(agent_id, settings=settings, clock=clock, events=events)
+        usage = UsageDesk(
+            UsageLog(database, clock),
+            Settings(database),
+            agent_id,
+            prices=prices or PriceBook(),
+            budget=budget,
+            clock=clock,
+        )
+        await usage.open()
+        own_model = BudgetedModel(MeasuredModel(models.for_agent(settings), events, agent_id), budget)
+        captures = Captures(CaptureLog(database), clock, agent_id=agent_id, keep=lambda: settings().prompt_captures)
+        model = WatchedModel(CapturingModel(own_model, captures))
         attachments = AttachmentDesk(
             paths, AttachmentLog(database, clock), fetcher, transcribe=transcribe_with(own_model, prompts)
         )
@@ -204,6 +228,7 @@ async def open_agent(
             skills=skills,
             mcp=mcp,
             opencode=opencode,
+            pause=pause,
             events=events,
             tree=tree,
             clock=clock,
@@ -219,7 +244,7 @@ async def open_agent(
                     crossing.inject = live.said
                     forgetting.drop_files = attachments.forget
                     forgetting.drop_worker_files = workers.forget_conversations
-                    usage = UsageWriter(parts.conversations, agent_id)
+                    forgetting.drop_captures = captures.clear
                     cortex = Cortex(parts, database, model, node)
                     ingestion = Ingestion(
                         parts,
@@ -236,15 +261,20 @@ async def open_agent(
                         ingestion=ingestion,
                         memory_views=MemoryViews(database, clock),
                         transfer=MemoryTransfer(database, memory, embedder, clock),
+                        captures=captures,
+                        activity=Activity(database, clock),
                     )
-                    for service in (usage.run, forgetting.run, parts.messages.run, cortex.run):
+                    for service in (usage.run, captures.run, forgetting.run, parts.messages.run, cortex.run):
                         upkeep.start_soon(service)
                     upkeep.start_soon(ingestion.run, node)
                     upkeep.start_soon(workers.listen, events, agent_id)
                     upkeep.start_soon(mcp.run, node)
                     await upkeep.start(delivery.run)
                     schedules.accept, schedules.channels = agent.accept, live
+                    schedules.obstacle = budget.obstacle
                     await schedules.close_stale()
+                    if pause.is_on:
+                        schedules.scheduler.pause()
                     await agent.recover()
                     upkeep.start_soon(opencode.sweep)
                     upkeep.start_soon(schedules.run)

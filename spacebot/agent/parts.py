@@ -35,6 +35,8 @@ from spacebot.conversations.rooms import Rooms
 from spacebot.llm.messages import Model, ProcessKind
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.types import Viewer
+from spacebot.storage.database import Database
+from spacebot.storage.settings import Settings
 from spacebot.tools.browser.session import Browsers
 from spacebot.tools.opencode.pool import OpenCode
 from spacebot.tools.permissions import Gate
@@ -60,6 +62,25 @@ class ModelSource(Protocol):
     def for_agent(self, settings: Callable[[], AgentConfig]) -> AgentModel:
         """The model of one agent; its settings are read anew at each call."""
         ...
+
+
+class Pause:
+    """Whether the agent begins nothing: no turn, no schedule's run, no duty, no document. It outlives a restart."""
+
+    _KEY = "agent.paused"
+
+    def __init__(self, database: Database) -> None:
+        self._settings = Settings(database)
+        self.is_on = False
+
+    async def load(self) -> None:
+        """Find out how the last life left it. Errors: StorageError."""
+        self.is_on = await self._settings.get(self._KEY) == "yes"
+
+    async def put(self, *, is_on: bool) -> None:
+        """Keep it, then let it count. Errors: StorageError."""
+        await self._settings.set(**{self._KEY: "yes" if is_on else "no"})
+        self.is_on = is_on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +121,7 @@ class AgentParts:
     skills: SkillShelf
     mcp: McpServers
     opencode: OpenCode
+    pause: Pause
     events: EventBus
     tree: Tree
     clock: Clock

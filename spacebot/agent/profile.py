@@ -95,7 +95,7 @@ def parse_profile(text: str) -> dict[str, str | None]:
     found = _OBJECT.search(text)
     try:
         answer = json.loads(found.group()) if found else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise ExternalError("the model gave no JSON object for the agent's card; another cortex model may do better")

@@ -7,14 +7,14 @@ Source:  design 4.2; messaging spec 1 and 9; pitfalls 3, 12, 13, 33, 34 of its s
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import trio
 
 from spacebot.agent.agent import Agent
 from spacebot.base.clock import monotonic_s
-from spacebot.base.errors import RefusedError, StorageError
+from spacebot.base.errors import RefusedError, SpacebotError, StorageError
 from spacebot.base.ids import AgentId, ConversationId, MessageId
 from spacebot.base.telemetry import kv
 from spacebot.config.model import Config
@@ -43,10 +43,20 @@ class Router:
         agents: Callable[[], Mapping[AgentId, Agent]],
         config: Callable[[], Config],
         default: Callable[[], AgentId],
+        *,
+        find: Callable[[AgentId], Awaitable[Agent]] | None = None,
     ) -> None:
+        """Take what it decides by.
+
+        Args:
+            agents: those that can be spoken to now.
+            find: waits for one that is just being opened, and raises a SpacebotError when it does not run; None
+                takes those that run now.
+        """
         self._agents = agents
         self._config = config
         self._default = default
+        self._find = find
         self._bots: OrderedDict[str, _Bots] = OrderedDict()
 
     async def take(self, message: InboundMessage) -> Receipt:
@@ -55,9 +65,10 @@ class Router:
         if admission.verdict is Verdict.REFUSE or admission.agent_id is None:
             log.debug("message refused", extra=kv(conversation=message.conversation_id, reason=admission.reason))
             return Receipt.REFUSED
-        agent = self._agents().get(admission.agent_id)
-        if agent is None:
-            raise StorageError(f"agent {admission.agent_id!r} does not run now")
+        try:
+            agent = await self._agent(admission.agent_id)
+        except SpacebotError as error:  # nobody else answers for it: the platform keeps the message and tries again
+            raise StorageError(f"not taken: {error}") from error
         observe = admission.verdict is Verdict.OBSERVE or self._is_bot_loop(message)
         is_listed = is_named(message, admission, self._config().messaging)
         message = replace(message, author=replace(message.author, is_listed=is_listed))
@@ -93,7 +104,16 @@ class Router:
 
     def _admit(self, message: InboundMessage) -> Admission:
         config = self._config()
-        return admit(message, config.messaging, config.bindings, self._default(), agents=self._agents().keys())
+        known = {*self._agents(), *(agent.id for agent in config.agents)}  # whose rooms are nobody else's, run or not
+        return admit(message, config.messaging, config.bindings, self._default(), agents=known)
+
+    async def _agent(self, agent_id: AgentId) -> Agent:
+        if self._find is not None:
+            return await self._find(agent_id)
+        agent = self._agents().get(agent_id)
+        if agent is None:
+            raise StorageError(f"agent {agent_id!r} does not run now")
+        return agent
 
     def _is_bot_loop(self, message: InboundMessage) -> bool:
         """Whether bots have been talking among themselves for too long; a person's word ends that."""

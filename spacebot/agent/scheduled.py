@@ -109,6 +109,7 @@ class Schedules:
         self._events = events
         self._clock = clock
         self._reload = trio.Event()
+        self.obstacle: Callable[[], str | None] = lambda: None  # why no model would be asked now
         self.scheduler = Scheduler(jobs, clock, self.execute, zone=lambda: self.zone)
 
     @property
@@ -229,7 +230,8 @@ class Schedules:
         self._emit(job, run, channel_id, "running")
         try:
             await self._jobs.begin(run, channel_id)
-            result = await self._converse(job, channel_id)
+            reason = self.obstacle()
+            result = _put_off(job, reason) if reason else await self._converse(job, channel_id)
         except trio.Cancelled:  # the job was deleted, or the program ends
             with trio.CancelScope(shield=True):
                 await self._cut(channel_id)
@@ -450,6 +452,12 @@ def _check(fields: Mapping[str, Any]) -> CronConfig:
             for problem in error.errors(include_url=False, include_input=False)
         )
         raise RefusedError(f"the job is not right: {problems}") from error
+
+
+def _put_off(job: Job, reason: str) -> _Result:
+    """A run that is left out, which is no failure; what would never come again is said as it was given."""
+    words = f'The schedule "{job.id}" could not run: {reason}. It was to do this: {job.prompt}' if job.run_once else ""
+    return _Result(state=RunState.SKIPPED, words=scrub(words), note=reason)
 
 
 def _result(ending: Ending, note: str | None) -> _Result:

@@ -13,7 +13,7 @@ from spacebot.base.clock import Clock
 from spacebot.base.errors import RefusedError
 from spacebot.base.events import EventBus, EventKind
 from spacebot.base.fetch import Fetcher
-from spacebot.tools.skill_install import Installer, Record, state_of
+from spacebot.tools.skill_install import Installer, described
 from spacebot.tools.skill_sources import (
     Addresses,
     Listing,
@@ -23,7 +23,7 @@ from spacebot.tools.skill_sources import (
     parse_source,
     search_registry,
 )
-from spacebot.tools.skills import Skill, SkillShelf
+from spacebot.tools.skills import SkillShelf
 
 
 class SharedSkillError(RefusedError):
@@ -52,24 +52,12 @@ class SkillDesk:
 
         def look() -> list[dict[str, Any]]:
             records = {source: self._installer(source).records() for source in ("instance", "workspace")}
-            return [self._described(skill, records[skill.source]) for skill in skills]
+            return [
+                described(skill, self._shelf.folders[skill.source == "workspace"], records[skill.source])
+                for skill in skills
+            ]
 
         return await trio.to_thread.run_sync(look)
-
-    def _described(self, skill: Skill, records: dict[str, Record]) -> dict[str, Any]:
-        root = self._shelf.folders[skill.source == "workspace"]
-        record = records.get(skill.folder.relative_to(root).as_posix())
-        return {
-            "name": skill.name,
-            "description": skill.description,
-            "category": skill.category,
-            "file_path": str(skill.file),
-            "base_dir": str(skill.folder),
-            "source": skill.source,
-            "from": record and record.source,
-            "installed_at": record and record.installed_at,
-            "state": state_of(skill.folder, record),
-        }
 
     async def install(self, spec: str, *, for_all: bool, replace: bool) -> list[str]:
         """Install from a repository; returns the names. Paths of this machine are for its command line only.

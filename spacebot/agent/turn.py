@@ -28,6 +28,7 @@ from spacebot.base.redaction import scrub
 from spacebot.base.text import cut_bytes, preview
 from spacebot.base.tree import Node, NodeState, Outcome
 from spacebot.conversations.records import ChannelRecord, LoggedMessage, PendingResult, TurnState, Undelivered
+from spacebot.llm.complexity import Complexity, Tier, classify
 from spacebot.llm.history import estimate_tokens
 from spacebot.llm.messages import (
     ArgumentsDelta,
@@ -102,6 +103,7 @@ class Turn:
         provenance: Provenance,
         surroundings: Surroundings,
         may_go_elsewhere: bool,
+        previous_tier: Tier | None = None,
     ) -> None:
         self._parts = parts
         self._node = node
@@ -113,6 +115,7 @@ class Turn:
         self._provenance = provenance
         self._surroundings = surroundings
         self._may_go_elsewhere = may_go_elsewhere  # strangers in direct chats may not, nor see where that would be
+        self._previous_tier = previous_tier  # of what people said in the turn before
         self._replies: list[LoggedMessage] = []
         self._skipped: str | None = None
         self._reader: tuple[int, ReplyReader] | None = None
@@ -122,6 +125,7 @@ class Turn:
         self._sent: list[str] = []  # names of files that went out
         self._files: tuple[str, ...] = ()  # a line for each file that came
         self.id = TurnId(node.id)
+        self.complexity: Complexity | None = None  # of what people said, where that chooses the model
         self.prompt: ModelMessage | None = None  # what this turn asks; branches see it
         self.has_begun = False  # its row is on disk
         self.has_spawned = False  # it has set something to work
@@ -204,6 +208,7 @@ class Turn:
         tools = self._tools()
         files = await parts.attachments.describe(self._work.messages, parts.delivery.courier)
         self._files = files.notes
+        self.complexity = self._score()
         self.prompt = ModelMessage(Role.USER, (*files.parts, Text(await self._render_prompt())))
         text, is_stable = parts.prompts.render_stable("CHANNEL", **await self._volatile_for_channel())
         system = [SystemBlock(text, is_stable)]
@@ -219,6 +224,7 @@ class Turn:
             specs=tuple(parts.prompts.tool_spec(tool) for tool in tools.values()),
             window=lambda: parts.window(ProcessKind.CHANNEL),
             overflow_note=parts.prompts.render("fragments/overflow"),
+            complexity=self.complexity,
         )
         self.fixed_tokens = estimate_tokens((self.prompt,), engine.system, engine.specs)
         budget = RETRIGGER_BUDGET if self._work.is_retrigger else parts.settings().max_turns
@@ -231,6 +237,19 @@ class Turn:
             messages.append(ModelMessage.user(parts.prompts.render(fragment)))
             result = await engine.run(messages, budget=2, on_delta=self._on_delta, on_step=self._next_step)
         return result
+
+    def _score(self) -> Complexity | None:
+        """How hard what people said is; None where that decides nothing, or nobody has said anything."""
+        scored = self._parts.settings().routing.prompt_routing
+        if not scored.enabled or platform_of(self._channel_id) == SCHEDULED:
+            return None
+        said = [journalled.message for journalled in self._work.messages]
+        return classify(
+            scored,
+            [message.text for message in said],
+            has_attachments=any(message.attachments for message in said),
+            previous=self._previous_tier,
+        )
 
     def _correction(self, result: EngineResult) -> str | None:
         """The prompt that sends an ending back; None when it may stand."""

@@ -11,15 +11,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from spacebot.api.requests import Api, Body, number, read_body, required
+from spacebot.api.requests import AGENT, DONE, Api, Body, Param, either, maybe, number, read_body, required, route
 from spacebot.api.sessions import message_object
 from spacebot.api.system import cancel_process
+from spacebot.api.timeline import (
+    BRANCH_RUN,
+    CHANNEL,
+    FATE,
+    MESSAGE,
+    STATUS,
+    WORKER_RUN,
+    channels_object,
+    timeline_object,
+)
 from spacebot.base.errors import NotFoundError
 from spacebot.base.ids import ConversationId
 from spacebot.base.tree import NodeKind
 from spacebot.conversations.records import Fate
 
 PAGE, MAX_PAGE = 20, 100
+CHANNELS, MAX_CHANNELS = 100, 500
 
 
 class CancelInChannelBody(Body):
@@ -39,49 +50,66 @@ class ChannelRoutes:
 
     def routes(self) -> list[Route]:
         """The table."""
+        of_one = Param("agent_id", "only of this agent; all agents when it is left out")
         return [
-            Route("/api/channels", self.list_channels),
-            Route("/api/channels/messages", self.messages),
-            Route("/api/channels/status", self.status),
-            Route("/api/channels/cancel", self.cancel, methods=["POST"]),
-            Route("/api/messages/{message_id}/fate", self.fate),
+            route(
+                "/api/channels",
+                self.list_channels,
+                query=[
+                    of_one,
+                    Param("limit", "conversations", int, CHANNELS, low=1, high=MAX_CHANNELS),
+                    Param("before", "`before` of the page that is known"),
+                    Param("platform", "only of this platform"),
+                    Param("contains", "what a name or an id must hold"),
+                ],
+                answer={"channels": [CHANNEL], "total": int, "has_more": bool, "before": maybe(str)},
+            ),
+            route(
+                "/api/channels/messages",
+                self.messages,
+                query=[
+                    AGENT,
+                    Param("channel_id", "the conversation", is_needed=True),
+                    Param("limit", "items", int, PAGE, low=1, high=MAX_PAGE),
+                    Param("before", "`before` of the page that is known, or the number of a message"),
+                ],
+                answer={
+                    "items": [either({"type": str, **MESSAGE}, BRANCH_RUN, WORKER_RUN)],
+                    "has_more": bool,
+                    "before": maybe(str),
+                },
+            ),
+            route("/api/channels/status", self.status, query=[of_one], answer={"*": STATUS}),
+            route("/api/channels/cancel", self.cancel, "POST", body=CancelInChannelBody, answer=DONE),
+            route("/api/messages/{message_id}/fate", self.fate, query=[of_one], answer=FATE),
         ]
 
-    async def list_channels(self, _: Request) -> Response:
-        """All known conversations of all agents."""
+    async def list_channels(self, request: Request) -> Response:
+        """The conversations of all agents, or of one, the latest first."""
+        query = request.query_params
         live = {(node.agent_id, node.channel_id) for node in self._api.tree.of_kind(NodeKind.CHANNEL)}
-        channels = [
-            {
-                "agent_id": agent.id,
-                "id": record.id,
-                "platform": record.platform,
-                "display_name": record.display_name,
-                "is_direct": record.is_direct,
-                "is_active": True,
-                "is_live": (agent.id, record.id) in live,
-                "last_activity_at": record.last_activity_at,
-                "created_at": record.created_at,
-            }
-            for agent in self._api.program.agents.values()
-            for record in await agent.conversations.channels()
-        ]
-        return JSONResponse({"channels": channels})
+        return JSONResponse(
+            await channels_object(
+                self._api.agents(query.get("agent_id")),
+                live,
+                limit=number(request, "limit", CHANNELS, low=1, high=MAX_CHANNELS) or CHANNELS,
+                before=query.get("before"),
+                platform=query.get("platform") or None,
+                words=query.get("contains", "").strip() or None,
+            )
+        )
 
     async def messages(self, request: Request) -> Response:
-        """A page of a conversation, oldest first; `before` is the number of the first message already known."""
+        """A page of a conversation, oldest first: messages, branches and workers in one order."""
         agent = self._api.agent(request.query_params.get("agent_id"))
         channel_id = ConversationId(required(request, "channel_id"))
         limit = number(request, "limit", PAGE, low=1, high=MAX_PAGE) or PAGE
-        before = number(request, "before", None)
-        rows = await agent.conversations.history(channel_id, limit=limit + 1, before_seq=before)
-        page = rows[-limit:]
-        items = [{"type": "message", **message_object(row)} for row in page]
-        return JSONResponse({"items": items, "has_more": len(rows) > limit, "before": page[0].seq if page else None})
+        before = request.query_params.get("before")
+        return JSONResponse(await timeline_object(agent, channel_id, limit=limit, before=before))
 
     async def status(self, request: Request) -> Response:
         """What each live channel is doing."""
-        wanted = request.query_params.get("agent_id")
-        agents = [self._api.agent(wanted)] if wanted is not None else list(self._api.program.agents.values())
+        agents = self._api.agents(request.query_params.get("agent_id"))
         blocks: dict[str, Any] = {}
         for agent in agents:
             blocks.update({channel_id: dict(block) for channel_id, block in agent.status_blocks().items()})
@@ -101,8 +129,7 @@ class ChannelRoutes:
     async def fate(self, request: Request) -> Response:
         """What became of one inbound message and why."""
         message_id = request.path_params["message_id"]
-        wanted = request.query_params.get("agent_id")
-        agents = [self._api.agent(wanted)] if wanted is not None else list(self._api.program.agents.values())
+        agents = self._api.agents(request.query_params.get("agent_id"))
         for agent in agents:
             if (fate := await agent.conversations.fate(message_id)) is not None:
                 return JSONResponse({"agent_id": agent.id, **fate_object(fate)})

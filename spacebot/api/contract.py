@@ -6,6 +6,7 @@ Floor: api
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from spacebot.agent.captures import Captures
 from spacebot.agent.cortex import Cortex
 from spacebot.agent.cortex_chat import CortexChat
 from spacebot.agent.delivery import Delivery
@@ -13,14 +14,27 @@ from spacebot.agent.forgetting import ForgottenPerson, Traces
 from spacebot.agent.ingestion import Ingestion
 from spacebot.agent.mcp import McpServers
 from spacebot.agent.profile import Profile
+from spacebot.agent.roster import AgentView
 from spacebot.agent.scheduled import Schedules
 from spacebot.agent.skill_desk import SkillDesk
+from spacebot.agent.updates import UpdateCheck
+from spacebot.agent.usage import UsageDesk
 from spacebot.agent.worker_desk import WorkerDesk
+from spacebot.api.tally import HttpFigures
+from spacebot.base.errors import SpacebotError
 from spacebot.base.ids import AgentId
+from spacebot.base.paths import InstancePaths
 from spacebot.config.edit import ConfigEditor
+from spacebot.config.load import LoadedConfig
 from spacebot.config.model import Config
+from spacebot.config.store import ReloadReport
+from spacebot.conversations.activity import Activity
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.records import Accepted
+from spacebot.llm.catalogue import ModelCatalogue
+from spacebot.llm.explain import RouteExplanation
+from spacebot.llm.manager import ModelManager
+from spacebot.llm.messages import ProcessKind
 from spacebot.memory.maintenance import MaintenancePolicy
 from spacebot.memory.memory import AgentMemory
 from spacebot.memory.transfer import MemoryTransfer
@@ -35,6 +49,24 @@ class AgentHandle(Protocol):
     @property
     def id(self) -> AgentId:
         """The agent's name."""
+        ...
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it begins nothing by itself."""
+        ...
+
+    @property
+    def activity(self) -> Activity:
+        """How much was said and done, in numbers."""
+        ...
+
+    async def identity(self) -> Mapping[str, str]:
+        """The texts of SOUL.md, IDENTITY.md and USER.md as `soul`, `identity`, `user`. Errors: ConfigError."""
+        ...
+
+    async def write_identity(self, texts: Mapping[str, str]) -> Mapping[str, str]:
+        """Write some of these texts; they count at once. Returns all three. Errors: RefusedError, ConfigError."""
         ...
 
     @property
@@ -105,6 +137,16 @@ class AgentHandle(Protocol):
         """Export and import of the same."""
         ...
 
+    @property
+    def usage(self) -> UsageDesk:
+        """What its model calls cost, and its budget."""
+        ...
+
+    @property
+    def captures(self) -> Captures:
+        """What its models saw."""
+        ...
+
     async def traces_of(self, person: str) -> Traces:
         """How much there is of a person (platform:user). Errors: RefusedError, StorageError."""
         ...
@@ -161,6 +203,22 @@ class MessagingView(Protocol):
         ...
 
 
+class AgentsView(Protocol):
+    """All agents that the configuration names, live or not; `agent/roster.py`."""
+
+    def views(self) -> Sequence[AgentView]:
+        """How each of them is, in the order of the configuration."""
+        ...
+
+    async def settled(self, agent_id: str | None = None) -> None:
+        """Wait until one, or all, are as the configuration wants it, or have failed at it."""
+        ...
+
+    async def pause(self, agent_id: str, *, is_on: bool) -> None:
+        """Pause one, or let it go on. Errors: NotFoundError, BusyError, StorageError."""
+        ...
+
+
 class Program(Protocol):
     """The running program."""
 
@@ -170,8 +228,22 @@ class Program(Protocol):
         ...
 
     @property
+    def roster(self) -> AgentsView:
+        """All agents, those that do not run included."""
+        ...
+
+    @property
     def default_agent_id(self) -> AgentId:
-        """The agent that is asked where none is named."""
+        """The agent that is asked where none is named; it may not run."""
+        ...
+
+    def why_absent(self, agent_id: str) -> SpacebotError:
+        """What to tell somebody who asks for an agent that does not run."""
+        ...
+
+    @property
+    def http(self) -> HttpFigures:
+        """What the API has answered, counted."""
         ...
 
     @property
@@ -190,8 +262,33 @@ class Program(Protocol):
         ...
 
     @property
+    def loaded(self) -> LoadedConfig:
+        """The same with the owner's own words and where each value comes from."""
+        ...
+
+    @property
     def editor(self) -> ConfigEditor:
         """Changes the configuration file; `reload_config` makes a change count."""
+        ...
+
+    @property
+    def models(self) -> ModelManager:
+        """The way to models."""
+        ...
+
+    @property
+    def catalogue(self) -> ModelCatalogue:
+        """What models there are and what they cost."""
+        ...
+
+    @property
+    def paths(self) -> InstancePaths:
+        """Where its files lie."""
+        ...
+
+    @property
+    def updates(self) -> UpdateCheck:
+        """What is known of newer releases."""
         ...
 
     @property
@@ -199,7 +296,13 @@ class Program(Protocol):
         """The adapters."""
         ...
 
-    def reload_config(self) -> None:
+    def explain_route(
+        self, agent_id: AgentId, text: str, process: ProcessKind, task_type: str | None
+    ) -> RouteExplanation:
+        """Which model of an agent would answer a text now, and why."""
+        ...
+
+    async def reload_config(self) -> ReloadReport:
         """Read the configuration file again; a broken one changes nothing."""
         ...
 

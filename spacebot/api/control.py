@@ -16,21 +16,26 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import trio
 
 from spacebot import __version__
+from spacebot.api.agents import agents_object, answer_agent
 from spacebot.api.contract import AgentHandle, Program
 from spacebot.api.cortex import agent_states
 from spacebot.api.cron import answer_cron
 from spacebot.api.mcp import answer_mcp, mcp_status
 from spacebot.api.memory_control import OPERATIONS, Operation, spooled
 from spacebot.api.messaging_control import answer_messaging, messaging_status
+from spacebot.api.models import answer_models
+from spacebot.api.providers import known_providers, login_fields, setup_fields
+from spacebot.api.route import explain_route
 from spacebot.api.secret_control import refresh_secrets, secrets_state
-from spacebot.api.sessions import PLATFORM, SessionStream, conversation_of, open_session_stream, process_object
+from spacebot.api.sessions import PAUSED, PLATFORM, SessionStream, conversation_of, open_session_stream, process_object
+from spacebot.api.usage import answer_usage, budgets_object
 from spacebot.api.workers import answer_worker
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.control_address import check_address, control_address
@@ -40,6 +45,7 @@ from spacebot.base.ids import AgentId, ConversationId, MessageId
 from spacebot.base.tree import NodeKind, Tree
 from spacebot.config.store import ConfigStore, ReloadReport
 from spacebot.conversations.records import Fate, LedgerState
+from spacebot.llm.messages import ProcessKind
 from spacebot.messaging.messages import Author, InboundMessage
 from spacebot.storage.live_secrets import LiveSecrets
 from spacebot.tools.permissions import rights_of
@@ -284,7 +290,12 @@ def control_commands(
         "messaging": Command(handlers.messaging),
         "cron": Command(handlers.cron),
         "mcp": Command(handlers.mcp),
+        "agent": Command(handlers.agent),
+        "route": Command(handlers.route),
         "worker": Command(handlers.worker),
+        "usage": Command(handlers.usage),
+        "models": Command(handlers.models),
+        "providers": Command(handlers.providers),
         "shutdown": Command(handlers.shutdown),
         "restart": Command(handlers.restart),
         "top": Command(handlers.top),
@@ -333,20 +344,28 @@ class _Commands:
             version=__version__,
             uptime_seconds=int(monotonic_s() - self._started),
             run_id=self._run_id,
-            model=program.agents[program.default_agent_id].model_label,
+            model="" if (main := program.agents.get(program.default_agent_id)) is None else main.model_label,
+            **setup_fields(program.config),
+            **await login_fields(program),
             urls=list(self._urls),
             sandbox=program.sandbox,
             permissions=rights_of(program.config, program.sandbox),
             agents=list(program.agents),
+            agent_views=agents_object(program)["agents"],
+            budgets=budgets_object(program.agents.values()),
             processes={str(kind): counts.get(kind, 0) for kind in NodeKind},
             warnings=list(self._store.warnings),
             adapters=(await messaging_status(program))["instances"],
             mcp=mcp_status(program),
             secrets=await secrets_state(self._secrets),
+            update=asdict(replace(program.updates.state, release_notes=None)),
         )
 
     async def state(self, request: JsonObject, reply: Reply) -> None:
         await reply.send("state", agent_states=await agent_states(self._program))
+
+    async def providers(self, request: JsonObject, reply: Reply) -> None:
+        await reply.send("providers", **await known_providers(self._program, self._secrets))
 
     async def messaging(self, request: JsonObject, reply: Reply) -> None:
         await answer_messaging(self._program, request, reply.send)
@@ -357,8 +376,17 @@ class _Commands:
     async def worker(self, request: JsonObject, reply: Reply) -> None:
         await answer_worker(self._agent(request), self._tree, request, reply.send)
 
+    async def usage(self, request: JsonObject, reply: Reply) -> None:
+        await answer_usage(self._program, request, reply.send)
+
+    async def models(self, request: JsonObject, reply: Reply) -> None:
+        await answer_models(self._program, request, reply.send)
+
     async def mcp(self, request: JsonObject, reply: Reply) -> None:
         await answer_mcp(self._program, request, reply.send)
+
+    async def agent(self, request: JsonObject, reply: Reply) -> None:
+        await answer_agent(self._program, request, reply.send)
 
     async def shutdown(self, request: JsonObject, reply: Reply) -> None:
         await _try_send(reply, "ok", run_id=self._run_id)
@@ -397,6 +425,14 @@ class _Commands:
                 return
         raise NotFoundError(f"no agent's log has an inbound message {wanted!r}")
 
+    async def route(self, request: JsonObject, reply: Reply) -> None:
+        agent, task = self._agent(request), request.get("task")
+        process = str(request.get("process") or ProcessKind.CHANNEL)
+        found = explain_route(
+            self._program, agent.id, _text(request, "text"), process, None if task is None else str(task)
+        )
+        await reply.send("route", **found)
+
     async def recent(self, request: JsonObject, reply: Reply) -> None:
         found = [
             message for agent in self._program.agents.values() for message in await agent.conversations.latest(RECENT)
@@ -408,7 +444,7 @@ class _Commands:
         await reply.send("ok", changed=list(await self._program.reload_prompts()))
 
     async def config_reload(self, request: JsonObject, reply: Reply) -> None:
-        report: ReloadReport = self._store.reload()
+        report: ReloadReport = await self._store.refresh()
         if report.error is not None:
             raise ConfigError(f"{report.error}\nthe values that were in use stay in use")
         self._events.emit(EventKind.CONFIG_RELOADED, what="config")
@@ -464,8 +500,7 @@ class _Commands:
         wanted = request.get("agent") or self._program.default_agent_id
         agent = self._program.agents.get(AgentId(str(wanted)))
         if agent is None:
-            known = ", ".join(self._program.agents)
-            raise NotFoundError(f"there is no agent {str(wanted)[:80]!r}; there are: {known}")
+            raise self._program.why_absent(str(wanted))
         return agent
 
     def _session(self, request: JsonObject) -> str:
@@ -498,6 +533,9 @@ async def _relay_until_answered(
         if fate is not None and fate.state not in _OPEN and fate.turn_state != "running" and not put_off:
             replies = [asdict(logged) for logged in fate.replies]
             await reply.send("end", state=str(fate.state), reason=fate.reason, replies=replies)
+            return
+        if agent.is_paused and fate is not None and fate.state is LedgerState.ACCEPTED:
+            await reply.send("end", state=str(fate.state), reason=PAUSED, replies=[])
             return
         with trio.move_on_after(CHECK_S):
             while (event := await stream.receive()) is not None:

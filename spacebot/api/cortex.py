@@ -15,7 +15,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from spacebot.api.contract import AgentHandle, Program
-from spacebot.api.requests import Api
+from spacebot.api.requests import AGENT, Api, route
+from spacebot.api.shapes import STATE
 from spacebot.base.errors import StorageError
 from spacebot.conversations.ingestion_log import IngestStatus
 
@@ -30,7 +31,7 @@ class CortexRoutes:
 
     def routes(self) -> list[Route]:
         """The table."""
-        return [Route("/api/cortex/state", self.state)]
+        return [route("/api/cortex/state", self.state, query=[AGENT], answer=STATE)]
 
     async def state(self, request: Request) -> Response:
         """The bulletin as conversations see it now, the agent's card, what is due, how memory and documents are."""

@@ -8,6 +8,7 @@ Source:  control spec 4.5, 4.10; process spec 11
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from typing import Any
 
 import trio
 from starlette.requests import Request
@@ -15,12 +16,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from spacebot.agent.cortex_chat import THREADS, ChatEvent
-from spacebot.api.requests import Api, Body, number, read_body, required
+from spacebot.api.requests import AGENT, Api, Body, Param, maybe, number, read_body, required, route
 from spacebot.api.streams import EventStream, Frame
 from spacebot.base.errors import BusyError, NotFoundError
 from spacebot.base.ids import new_uuid
+from spacebot.conversations.cortex_threads import Thread, ThreadMessage
 
 PAGE, MAX_PAGE = 50, 200
+_EVENTS = ("thinking", "text", "tool_started", "tool_completed", "done", "error")
 
 
 class SendBody(Body):
@@ -48,11 +51,32 @@ class CortexChatRoutes:
         """The table."""
         base = "/api/cortex-chat"
         return [
-            Route(f"{base}/messages", self.messages),
-            Route(f"{base}/threads", self.threads),
-            Route(f"{base}/threads", self.delete, methods=["DELETE"]),
-            Route(f"{base}/send", self.send, methods=["POST"]),
-            Route(f"{base}/cancel", self.cancel, methods=["POST"]),
+            route(
+                f"{base}/messages",
+                self.messages,
+                query=[
+                    AGENT,
+                    Param("thread_id", "which; the latest when it is left out"),
+                    Param("limit", "messages", int, PAGE, low=1, high=MAX_PAGE),
+                ],
+                answer={"thread_id": str, "messages": [ThreadMessage], "answering": maybe(str)},
+            ),
+            route(f"{base}/threads", self.threads, query=[AGENT], answer={"threads": [Thread]}),
+            route(
+                f"{base}/threads",
+                self.delete,
+                "DELETE",
+                query=[AGENT, Param("thread_id", "which", is_needed=True)],
+                answer={"success": bool},
+            ),
+            route(
+                f"{base}/send",
+                self.send,
+                "POST",
+                body=SendBody,
+                stream={name: {"type": str, "thread_id": str, "*": Any} for name in _EVENTS},
+            ),
+            route(f"{base}/cancel", self.cancel, "POST", body=CancelBody, answer={"success": bool}),
         ]
 
     async def messages(self, request: Request) -> Response:

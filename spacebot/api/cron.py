@@ -15,7 +15,8 @@ from starlette.routing import Route
 
 from spacebot.agent.scheduled import Schedules
 from spacebot.api.contract import AgentHandle
-from spacebot.api.requests import Api, Body, read_body, required
+from spacebot.api.requests import AGENT, DONE, Api, Body, Param, read_body, required, route
+from spacebot.api.shapes import JOB, RUN
 from spacebot.base.errors import RefusedError
 
 MOST_SHOWN = 500  # runs
@@ -62,12 +63,29 @@ class CronRoutes:
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route("/api/agents/cron", self.list_jobs),
-            Route("/api/agents/cron", self.save, methods=["POST"]),
-            Route("/api/agents/cron", self.delete, methods=["DELETE"]),
-            Route("/api/agents/cron/executions", self.executions),
-            Route("/api/agents/cron/trigger", self.trigger, methods=["POST"]),
-            Route("/api/agents/cron/toggle", self.toggle, methods=["PUT"]),
+            route("/api/agents/cron", self.list_jobs, query=[AGENT], answer={"jobs": [JOB], "timezone": str}),
+            route("/api/agents/cron", self.save, "POST", body=JobForm, answer={**DONE, "job": JOB}),
+            route(
+                "/api/agents/cron",
+                self.delete,
+                "DELETE",
+                query=[AGENT, Param("cron_id", "which", is_needed=True)],
+                answer=DONE,
+            ),
+            route(
+                "/api/agents/cron/executions",
+                self.executions,
+                query=[
+                    AGENT,
+                    Param("cron_id", "only of this job"),
+                    Param("limit", "runs", int, 50, low=1, high=MOST_SHOWN),
+                ],
+                answer={"executions": [RUN]},
+            ),
+            route(
+                "/api/agents/cron/trigger", self.trigger, "POST", body=NamedForm, answer={**DONE, "execution_id": int}
+            ),
+            route("/api/agents/cron/toggle", self.toggle, "PUT", body=ToggleForm, answer={**DONE, "job": JOB}),
         ]
 
     def _schedules(self, agent_id: str | None) -> Schedules:
@@ -94,7 +112,7 @@ class CronRoutes:
         """Runs, the newest first."""
         query = request.query_params
         limit = query.get("limit", "50")
-        if not limit.isdecimal() or not 1 <= int(limit) <= MOST_SHOWN:
+        if not limit.isdecimal() or len(limit) > 9 or not 1 <= int(limit) <= MOST_SHOWN:
             raise RefusedError(f"limit must be 1 to {MOST_SHOWN}")
         schedules = self._schedules(query.get("agent_id"))
         return JSONResponse(await runs_object(schedules, query.get("cron_id"), int(limit)))

@@ -16,7 +16,9 @@ from starlette.routing import Route
 from starlette.types import Message, Receive
 
 from spacebot.agent.documents import MAX_BYTES
-from spacebot.api.requests import Api, required
+from spacebot.agent.ingestion import IngestionState
+from spacebot.api.requests import AGENT, Api, Param, required, route
+from spacebot.conversations.ingestion_log import IngestedFile
 
 FRAME_BYTES = 64 * 1024  # what boundaries and headers of the parts may take on top of the documents
 MAX_PARTS = 100
@@ -32,9 +34,27 @@ class IngestionRoutes:
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route("/api/agents/ingest/files", self.list_files),
-            Route("/api/agents/ingest/files", self.remove, methods=["DELETE"]),
-            Route("/api/agents/ingest/upload", self.upload, methods=["POST"]),
+            route(
+                "/api/agents/ingest/files",
+                self.list_files,
+                query=[AGENT],
+                answer={"files": [IngestedFile], "state": IngestionState},
+            ),
+            route(
+                "/api/agents/ingest/files",
+                self.remove,
+                "DELETE",
+                query=[AGENT, Param("content_hash", "which", is_needed=True)],
+                answer={"success": bool},
+            ),
+            route(
+                "/api/agents/ingest/upload",
+                self.upload,
+                "POST",
+                query=[AGENT],
+                upload="multipart/form-data",
+                answer={"uploaded": [str]},
+            ),
         ]
 
     async def list_files(self, request: Request) -> Response:

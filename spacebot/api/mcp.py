@@ -13,16 +13,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
-import trio
 from pydantic import Field, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from spacebot.agent.mcp import McpState
 from spacebot.api.contract import Program
-from spacebot.api.requests import Api, Body, read_body
-from spacebot.base.errors import ConfigError, NotFoundError, RefusedError
+from spacebot.api.requests import AGENT, DONE, Api, Body, read_body, route
+from spacebot.api.shapes import SERVER, VIEW
+from spacebot.base.errors import NotFoundError, RefusedError
 from spacebot.base.redaction import MASK, scrub
 from spacebot.config.hands import McpServerConfig
 
@@ -68,24 +69,23 @@ class McpRoutes:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._program = api.program
-        self._limiter = trio.CapacityLimiter(1)  # changes of the file go one after the other
 
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route("/api/mcp/servers", self.servers, methods=["GET"]),
-            Route("/api/mcp/servers", self.add, methods=["POST"]),
-            Route("/api/mcp/servers", self.change, methods=["PUT"]),
-            Route("/api/mcp/servers/{name}", self.remove, methods=["DELETE"]),
-            Route("/api/mcp/servers/{name}/reconnect", self.reconnect, methods=["POST"]),
-            Route("/api/mcp/status", self.status, methods=["GET"]),
-            Route("/api/agents/mcp", self.of_agent, methods=["GET"]),
-            Route("/api/agents/mcp/reconnect", self.reconnect_one, methods=["POST"]),
+            route("/api/mcp/servers", self.servers, answer=[SERVER]),
+            route("/api/mcp/servers", self.add, "POST", body=ServerBody, answer=DONE),
+            route("/api/mcp/servers", self.change, "PUT", body=ServerBody, answer=DONE),
+            route("/api/mcp/servers/{name}", self.remove, "DELETE", answer=DONE),
+            route("/api/mcp/servers/{name}/reconnect", self.reconnect, "POST", answer=DONE),
+            route("/api/mcp/status", self.status, answer=[{"agent_id": str, "servers": [VIEW]}]),
+            route("/api/agents/mcp", self.of_agent, query=[AGENT], answer={"servers": [VIEW]}),
+            route("/api/agents/mcp/reconnect", self.reconnect_one, "POST", body=AgentServerBody, answer=DONE),
         ]
 
     async def servers(self, _: Request) -> Response:
         """What all agents get, as the file has it, with the state of each."""
-        entries = await self._in_thread(self._program.editor.mcp_servers)
+        entries = await self._api.read_config(self._program.editor.mcp_servers)
         states = _states(self._program)
         return JSONResponse([definition_object(entry, states.get(str(entry.get("name")), {})) for entry in entries])
 
@@ -98,7 +98,7 @@ class McpRoutes:
     async def change(self, request: Request) -> Response:
         """Change a server; what the caller does not send stays."""
         body = await read_body(request, ServerBody)
-        entries = await self._in_thread(self._program.editor.mcp_servers)
+        entries = await self._api.read_config(self._program.editor.mcp_servers)
         old = next((entry for entry in entries if entry.get("name") == body.name), None)
         if old is None:
             raise NotFoundError(f"there is no MCP server {body.name[:80]!r}; POST adds one")
@@ -134,14 +134,13 @@ class McpRoutes:
         try:
             if fields is not None:
                 _check(fields)
-            await self._in_thread(change)
-        except (RefusedError, ConfigError) as error:
-            return JSONResponse({"success": False, "message": scrub(str(error))}, 400)
-        self._program.reload_config()
+            await self._api.change_config(change)
+        except RefusedError as error:
+            words = scrub(str(error))
+            return JSONResponse({"success": False, "message": words, "error": words}, 400)
+        except HTTPException as error:  # the file is broken, or would be
+            return JSONResponse({"success": False, "message": error.detail, "error": error.detail}, 400)
         return JSONResponse({"success": True, "message": what})
-
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
 def mcp_status(program: Program) -> list[dict[str, Any]]:

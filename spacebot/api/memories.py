@@ -19,11 +19,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from spacebot.api.contract import AgentHandle
-from spacebot.api.requests import Api, Body, read_body, required
+from spacebot.api.requests import AGENT, Api, Body, Param, read_body, required, route
+from spacebot.api.shapes import ADDED, DETAIL, GRAPH, HIT, PREVIEW, SEEN, SORT, TYPE, page_params
 from spacebot.base.clock import to_text
 from spacebot.base.errors import NotFoundError
+from spacebot.base.ids import ConversationId
 from spacebot.base.redaction import scrub
 from spacebot.base.text import clean_unicode
+from spacebot.memory.curation_log import CurationEvent
 from spacebot.memory.types import (
     CONTENT_LIMIT,
     EVERYTHING,
@@ -37,7 +40,7 @@ from spacebot.memory.types import (
     RelationType,
     SortBy,
 )
-from spacebot.memory.views import MAX_DAYS, Graph, History, Seen, Standing
+from spacebot.memory.views import MAX_DAYS, Edge, Graph, History, Seen, Standing
 
 PAGE, MAX_PAGE = 50, 200
 FOUND, MAX_FOUND = 20, 100
@@ -92,19 +95,91 @@ class MemoryRoutes:
         """The table; fixed names before ids."""
         base = "/api/agents/memories"
         return [
-            Route(base, self.listing),
-            Route(base, self.add, methods=["POST"]),
-            Route(f"{base}/search", self.search),
-            Route(f"{base}/graph", self.graph),
-            Route(f"{base}/graph/neighbors", self.neighbours),
-            Route(f"{base}/history", self.history),
-            Route(f"{base}/maintain", self.maintain, methods=["POST"]),
-            Route(f"{base}/{{memory_id}}", self.detail),
-            Route(f"{base}/{{memory_id}}", self.edit, methods=["PATCH"]),
-            Route(f"{base}/{{memory_id}}", self.forget, methods=["DELETE"]),
-            Route(f"{base}/{{memory_id}}/restore", self.restore, methods=["POST"]),
+            route(
+                base,
+                self.listing,
+                query=[
+                    AGENT,
+                    SORT,
+                    *page_params(PAGE, MAX_PAGE),
+                    TYPE,
+                    Param("standing", "only these", default="live", one_of=tuple(Standing)),
+                    PREVIEW,
+                ],
+                answer={"memories": [SEEN], "total": int},
+            ),
+            route(base, self.add, "POST", query=[AGENT], body=AddBody, status=201, answer=ADDED, answers={200: ADDED}),
+            route(
+                f"{base}/search",
+                self.search,
+                query=[
+                    AGENT,
+                    Param("q", "what is looked for", is_needed=True),
+                    TYPE,
+                    Param("limit", "memories", int, FOUND, low=1, high=MAX_FOUND),
+                    PREVIEW,
+                ],
+                answer={"results": [HIT], "total": int, "notes": [str], "edges": [Edge]},
+            ),
+            route(
+                f"{base}/graph",
+                self.graph,
+                query=[AGENT, SORT, *page_params(NODES, MAX_NODES), TYPE, PREVIEW],
+                answer=GRAPH,
+            ),
+            route(
+                f"{base}/graph/neighbors",
+                self.neighbours,
+                query=[
+                    AGENT,
+                    Param("memory_id", "the middle", is_needed=True),
+                    Param("depth", "steps", int, 1, low=1, high=MAX_DEPTH),
+                    Param("exclude", "ids that are known, with commas"),
+                    PREVIEW,
+                ],
+                answer=GRAPH,
+            ),
+            route(
+                f"{base}/history",
+                self.history,
+                query=[
+                    AGENT,
+                    Param("days", "days", int, DAYS, low=1, high=MAX_DAYS),
+                    Param(
+                        "utc_offset",
+                        "minutes between the reader and UTC",
+                        int,
+                        0,
+                        low=-MAX_UTC_OFFSET,
+                        high=MAX_UTC_OFFSET,
+                    ),
+                ],
+                answer={"days": [{"*": Any}], "now": {"*": Any}},
+            ),
+            route(
+                f"{base}/maintain",
+                self.maintain,
+                "POST",
+                query=[AGENT, Param("dry_run", "only tell what would be done", bool, False)],
+                answer={"*": Any},
+            ),
+            route(f"{base}/{{memory_id}}", self.detail, query=[AGENT], answer=DETAIL),
+            route(f"{base}/{{memory_id}}", self.edit, "PATCH", query=[AGENT], body=EditBody, answer=DETAIL),
+            route(
+                f"{base}/{{memory_id}}",
+                self.forget,
+                "DELETE",
+                query=[AGENT, Param("reason", "why")],
+                answer={"success": bool, "id": str},
+            ),
+            route(f"{base}/{{memory_id}}/restore", self.restore, "POST", query=[AGENT], answer=DETAIL),
             Route("/api/agents/overview", self.overview),
-            Route("/api/cortex/events", self.events),
+            route(
+                "/api/cortex/events",
+                self.events,
+                query=[AGENT, *page_params(PAGE, MAX_PAGE), Param("event_type", "only of this type")],
+                answer={"events": [CurationEvent], "total": int},
+            ),
         ]
 
     async def listing(self, request: Request) -> Response:
@@ -343,8 +418,8 @@ async def _learned(agent: AgentHandle, memory: Memory) -> dict[str, Any]:
     """The conversation, the person and the words behind a memory, as far as the log still knows them."""
     channel = sender = said = None
     if memory.channel_id is not None:
-        channels = await agent.conversations.channels()
-        channel = next((one.display_name for one in channels if one.id == memory.channel_id), None)
+        record = await agent.conversations.channel(ConversationId(memory.channel_id))
+        channel = record and record.display_name
     if memory.message_id is not None and (fate := await agent.conversations.fate(memory.message_id)) is not None:
         sender, said = fate.message.sender_name, fate.message.content[:SAID]
     return {"channel_name": channel, "sender_name": sender, "said": said}

@@ -1,18 +1,13 @@
-"""Figures for Prometheus, on a port of their own: adapters, what waits, what runs, how much is known.
+"""Figures for Prometheus, on a port of their own: adapters, what waits, what runs, what it costs, how much is known.
 
-Names of adapters and agents are the only words in it: no person, no conversation, nothing that was said.
+Names of adapters, agents, models and tools are the only words in it: no person, no conversation, nothing that was said.
 
-Tool calls and workers are counted as their ends are told on the bus: what has begun and never ends leaves nothing here.
-
-Flow:    GET /metrics -> gather -> to_text; GET /health; events -> Tally
+Flow:    GET /metrics -> gather (as things are now), Tally (what has happened) -> to_text; GET /health
 Floor:   api
-Source:  control spec 6.5; the text format 0.0.4 of prometheus.io/docs/instrumenting/exposition_formats
+Source:  control spec 6.5
 """
 
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import trio
 from starlette.applications import Starlette
@@ -24,20 +19,15 @@ from spacebot.agent.mcp import McpState
 from spacebot.api.contract import Program
 from spacebot.api.messaging_control import adapter_instances, ask_agents, queued
 from spacebot.api.server import serve_asgi
-from spacebot.base.events import EventBus, EventKind, ProcessEvent
+from spacebot.api.tally import Tally
+from spacebot.base.events import EventBus
+from spacebot.base.figures import Family, Histogram, to_text
 from spacebot.base.tree import NodeKind, Tree
 from spacebot.config.model import MetricsConfig
 from spacebot.messaging.states import Connection
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-CALL_BOUNDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)  # seconds; control spec 6.5
-WORKER_BOUNDS = (1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
-MOST_SERIES = 500  # of tools; further ones are counted as `OTHER`
-UNKNOWN, OTHER = "unknown", "other"
-_COUNTED = frozenset({EventKind.TOOL_COMPLETED, EventKind.WORKER_COMPLETED})
-
-_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _ADAPTER_TOTALS = {
     "received": ("spacebot_messages_received_total", "Messages taken from people since the program started."),
     "sent": ("spacebot_messages_sent_total", "Messages delivered since the program started."),
@@ -48,121 +38,6 @@ _PROCESSES = {
     NodeKind.BRANCH: ("spacebot_active_branches", "Branches that run."),
     NodeKind.WORKER: ("spacebot_active_workers", "Workers that run or wait for input."),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One metric: its name, `counter` or `gauge`, what it says, and its labelled values."""
-
-    name: str
-    kind: str
-    about: str
-    samples: Sequence[tuple[Mapping[str, str], int | float]]
-
-    def lines(self) -> Iterator[str]:
-        """The values, one a line."""
-        return (_line(self.name, labels, value) for labels, value in self.samples)
-
-
-class Spread:
-    """How values spread over the bounds of a histogram."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
-
-    def add(self, value: float) -> None:
-        """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    @property
-    def count(self) -> int:
-        """How many values were counted."""
-        return sum(self._counts)
-
-    def lines(self, name: str, labels: Mapping[str, str]) -> Iterator[str]:
-        """Its series in the text format."""
-        total = 0
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            yield _line(f"{name}_bucket", {**labels, "le": bound}, total)
-        yield _line(f"{name}_sum", labels, round(self._sum, 4))
-        yield _line(f"{name}_count", labels, total)
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """One metric of spans of time, in seconds."""
-
-    name: str
-    about: str
-    spreads: Sequence[tuple[Mapping[str, str], Spread]]
-    kind = "histogram"
-
-    def lines(self) -> Iterator[str]:
-        """The series of all its labels."""
-        for labels, spread in self.spreads:
-            yield from spread.lines(self.name, labels)
-
-
-class Tally:
-    """Counts what has ended since the program started."""
-
-    def __init__(self) -> None:
-        self._calls: dict[tuple[str, str, str], Spread] = {}  # agent, tool, kind of process
-        self._workers: dict[tuple[str, str, str], Spread] = {}  # agent, what did the work, how it ended
-
-    def hear(self, event: ProcessEvent) -> None:
-        """Count the end of a tool call or a worker."""
-        fields, agent = event.fields, event.agent_id or ""
-        duration = fields.get("duration_s")
-        if not isinstance(duration, float | int):
-            return
-        if event.kind is EventKind.WORKER_COMPLETED:
-            key = (agent, str(fields.get("worker_type")), str(fields.get("state")))
-            self._workers.setdefault(key, Spread(WORKER_BOUNDS)).add(duration)
-            return
-        tool = str(fields.get("tool_name")) if fields.get("is_known") else UNKNOWN  # models make up names
-        key = (agent, tool, str(fields.get("process_type")))
-        if key not in self._calls and len(self._calls) >= MOST_SERIES:
-            key = (agent, OTHER, key[2])
-        self._calls.setdefault(key, Spread(CALL_BOUNDS)).add(duration)
-
-    def families(self) -> list[Family | Histogram]:
-        """All figures."""
-        calls = [
-            ({"agent_id": agent, "tool_name": tool, "process_type": kind}, spread)
-            for (agent, tool, kind), spread in self._calls.items()
-        ]
-        workers = [
-            ({"agent_id": agent, "worker_type": what, "state": state}, spread)
-            for (agent, what, state), spread in self._workers.items()
-        ]
-        return [
-            Family(
-                "spacebot_tool_calls_total",
-                "counter",
-                "Calls of tools that have ended.",
-                [(labels, spread.count) for labels, spread in calls],
-            ),
-            Histogram("spacebot_tool_call_duration_seconds", "How long calls of tools took.", calls),
-            Histogram("spacebot_worker_duration_seconds", "How long workers lived.", workers),
-        ]
-
-
-def to_text(families: Sequence[Family | Histogram]) -> str:
-    """The families in Prometheus' text format, with escaped labels."""
-    lines: list[str] = []
-    for family in families:
-        lines += (f"# HELP {family.name} {family.about}", f"# TYPE {family.name} {family.kind}", *family.lines())
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _line(name: str, labels: Mapping[str, str], value: float) -> str:
-    pairs = ",".join(f'{label}="{text.translate(_ESCAPES)}"' for label, text in labels.items())
-    return f"{name}{{{pairs}}} {value}" if pairs else f"{name} {value}"
 
 
 async def serve_metrics(
@@ -182,20 +57,27 @@ async def serve_metrics(
     tally = Tally()
 
     async def metrics(request: Request) -> Response:
-        text = to_text([*await gather(program, tree), *tally.families()])
+        text = to_text([*await gather(program, tree), *tally.families(), *program.http.families()])
         return Response(text.encode("utf-8", "replace"), media_type=CONTENT_TYPE)
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     app = Starlette(routes=[Route("/metrics", metrics), Route("/health", health)])
-    with events.counted(_COUNTED, tally.hear):
+    with tally.listening(tree, events):
         await serve_asgi(app, config.bind, config.port, name="metrics", stop=stop, task_status=task_status)
 
 
-async def gather(program: Program, tree: Tree) -> list[Family]:
+async def gather(program: Program, tree: Tree) -> list[Family | Histogram]:
     """All figures as they are now; those of a store that fails or hangs are left out."""
-    return [*await _adapters(program), *_processes(program, tree), *_servers(program), await _memories(program)]
+    return [
+        *await _adapters(program),
+        *_processes(program, tree),
+        *_costs(program),
+        *_servers(program),
+        await _memories(program),
+        _embeddings(program),
+    ]
 
 
 async def _adapters(program: Program) -> list[Family]:
@@ -246,6 +128,52 @@ def _processes(program: Program, tree: Tree) -> list[Family]:
     return families
 
 
+def _costs(program: Program) -> list[Family]:
+    """What models cost since the program started, as the agents' ledgers have it."""
+    tokens: Counter[tuple[str, str]] = Counter()
+    costs: dict[str, float] = {}
+    saved: dict[str, float] = {}
+    tiers: Counter[tuple[str, str, str]] = Counter()
+    worker_costs: dict[str, float] = {}
+    for agent_id, agent in program.agents.items():
+        for key, line in agent.usage.ledger.lines.items():
+            for direction in ("input", "output", "cache_read", "cache_write"):
+                tokens[str(agent_id), direction] += getattr(line.usage, f"{direction}_tokens")
+            name = str(agent_id)
+            costs[name] = costs.get(name, 0.0) + line.cost_usd
+            saved[name] = saved.get(name, 0.0) + line.saved_usd
+            if key.process == NodeKind.WORKER:
+                worker_costs[name] = worker_costs.get(name, 0.0) + line.cost_usd
+            if key.tier is not None:
+                tiers[str(agent_id), key.process, key.tier] += line.requests
+    dollars = {
+        "spacebot_llm_estimated_cost_dollars_total": ("What model calls cost, estimated.", costs),
+        "spacebot_worker_cost_dollars_total": ("What model calls of workers cost, estimated.", worker_costs),
+        "spacebot_llm_estimated_savings_dollars_total": ("What scoring prompts has saved, estimated.", saved),
+    }
+    return [
+        Family(
+            "spacebot_llm_tokens_total",
+            "counter",
+            "Tokens of model calls.",
+            [({"agent_id": agent, "direction": direction}, count) for (agent, direction), count in tokens.items()],
+        ),
+        Family(
+            "spacebot_prompt_tier_total",
+            "counter",
+            "Model calls whose model was chosen by how hard the words were.",
+            [
+                ({"agent_id": agent, "process_type": process, "tier": tier}, count)
+                for (agent, process, tier), count in tiers.items()
+            ],
+        ),
+        *(
+            Family(name, "counter", about, [({"agent_id": agent}, round(usd, 6)) for agent, usd in sums.items()])
+            for name, (about, sums) in dollars.items()
+        ),
+    ]
+
+
 def _servers(program: Program) -> list[Family]:
     """MCP servers; their names and those of agents are the owner's words, tools are only counted."""
     views = [({"agent_id": str(agent.id)}, view) for agent in program.agents.values() for view in agent.mcp.views()]
@@ -280,6 +208,14 @@ def _servers(program: Program) -> list[Family]:
             for name, (about, field) in figures.items()
         ),
     ]
+
+
+def _embeddings(program: Program) -> Histogram:
+    return Histogram(
+        "spacebot_memory_embedding_duration_seconds",
+        "How long batches of texts took to embed.",
+        [({"agent_id": str(agent.id)}, agent.memory.embedding_times) for agent in program.agents.values()],
+    )
 
 
 async def _memories(program: Program) -> Family:

@@ -15,6 +15,7 @@ import hmac
 import logging
 import re
 import secrets
+from collections.abc import Callable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ from spacebot.config.model import ApiConfig
 log = logging.getLogger(__name__)
 
 TICKET_S = 300  # seconds that a ticket opens event streams
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
@@ -56,10 +58,28 @@ class Tickets:
 class Rim:
     """ASGI middleware; see the module."""
 
-    def __init__(self, app: ASGIApp, config: ApiConfig, tickets: Tickets) -> None:
+    def __init__(
+        self, app: ASGIApp, config: ApiConfig, tickets: Tickets, live: Callable[[], ApiConfig] | None = None
+    ) -> None:
+        """Guard an app.
+
+        Args:
+            config: as the port was opened.
+            live: as the configuration is now; token and origins count from the next request on.
+        """
         self._app = app
         self._tickets = tickets
-        self._token = config.auth_token.get_secret_value().encode() if config.auth_token is not None else None
+        self._is_loopback = config.is_loopback
+        self._live = live or (lambda: config)
+        self._token: bytes | None = None
+        self._read(config)
+
+    def _read(self, config: ApiConfig) -> None:
+        self._config = config
+        if config.auth_token is not None:
+            self._token = config.auth_token.get_secret_value().encode()
+        elif self._is_loopback or config.allow_without_token:  # else others reach the port until a restart
+            self._token = None
         origins = frozenset(_origins(config))
         self._hosts = frozenset(urlsplit(origin).netloc for origin in origins)
         self._page_headers = _page_headers(origins)
@@ -68,6 +88,8 @@ class Rim:
         """Answer a request, or refuse it."""
         if scope["type"] != "http":
             return
+        if (config := self._live()) is not self._config:
+            self._read(config)
         has_started = False
         headers = Headers(scope=scope)
 
@@ -95,7 +117,10 @@ class Rim:
         if not (path == "/api" or path.startswith("/api/")):
             return None
         origin = headers.get("origin")
-        if not _is_own_origin(origin, host, headers.get("sec-fetch-site")):
+        site = headers.get("sec-fetch-site")
+        if origin is None and request.scope["method"] not in _SAFE:  # an old browser may say it in this way only
+            origin = headers.get("referer")
+        if not _is_own_origin(origin, host, site):
             named = repr(origin[:100]) if origin else "of another site"
             return _error(403, f"origin {named} is not allowed; the API answers its own pages only")
         if self._token is None or path == "/api/health" or self._has_token(request, headers, self._token):
@@ -130,7 +155,7 @@ class Rim:
 def _is_own_origin(origin: str | None, host: str, site: str | None) -> bool:
     if origin is None:
         return site != "cross-site"  # no browser, or one that says it is our own page
-    return origin.lower().partition("://")[2] == host.lower() != ""
+    return origin.lower().partition("://")[2].partition("/")[0] == host.lower() != ""
 
 
 def _error(status_code: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -8,7 +8,7 @@ Source:  tools spec 14.3; control spec 6.2
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 from pydantic import SecretStr
@@ -17,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from spacebot.api.requests import Api, Body, read_body
+from spacebot.api.requests import Api, Body, read_body, route
 from spacebot.api.secret_control import secrets_state
+from spacebot.api.shapes import SECRET
 from spacebot.base.errors import RefusedError, ToolError
 from spacebot.base.telemetry import kv
 from spacebot.storage.live_secrets import LiveSecrets
@@ -46,10 +47,10 @@ class SecretRoutes:
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route("/api/secrets", self.list_secrets),
-            Route("/api/secrets/status", self.status),
-            Route("/api/secrets/{name}", self.put, methods=["PUT"]),
-            Route("/api/secrets/{name}", self.delete, methods=["DELETE"]),
+            route("/api/secrets", self.list_secrets, answer={"secrets": [SECRET]}),
+            route("/api/secrets/status", self.status, answer={"warnings": [str], "*": Any}),
+            route("/api/secrets/{name}", self.put, "PUT", body=SecretBody, answer={**SECRET, "is_new": bool}),
+            route("/api/secrets/{name}", self.delete, "DELETE", answer={"success": bool}),
         ]
 
     @property
@@ -91,7 +92,7 @@ class SecretRoutes:
 
     async def _take_over(self) -> None:
         await self._work(self._secrets.refresh)
-        self._api.program.reload_config()
+        await self._api.program.reload_config()
 
     async def _work(self, work: Callable[[], T]) -> T:
         try:

@@ -9,9 +9,10 @@ Source:  control spec 4.1, 4.2
 """
 
 import errno
+import json
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -26,31 +27,47 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
+from spacebot.api.agents import AgentRoutes
+from spacebot.api.backup import BackupRoutes
 from spacebot.api.channels import ChannelRoutes
 from spacebot.api.contract import Program
 from spacebot.api.cortex import CortexRoutes
 from spacebot.api.cortex_chat import CortexChatRoutes
+from spacebot.api.counting import Counting, patterns
 from spacebot.api.cron import CronRoutes
+from spacebot.api.doctor import DoctorRoutes
+from spacebot.api.feed import Feed
 from spacebot.api.ingestion import IngestionRoutes
+from spacebot.api.logs import LogRoutes
 from spacebot.api.mcp import McpRoutes
 from spacebot.api.memories import MemoryRoutes
+from spacebot.api.models import ModelRoutes
+from spacebot.api.openapi import PATH as DOCUMENT
+from spacebot.api.openapi import OpenApiRoutes
 from spacebot.api.pages import PageRoutes, read_files
+from spacebot.api.prompts import PromptRoutes
+from spacebot.api.providers import ProviderRoutes
 from spacebot.api.requests import Api, status_code
 from spacebot.api.rim import Rim, Tickets
+from spacebot.api.route import RouteRoutes
 from spacebot.api.secrets import SecretRoutes
+from spacebot.api.settings import SettingsRoutes
 from spacebot.api.setup import SetupRoutes
 from spacebot.api.skills import SkillRoutes
 from spacebot.api.streams import KEEP_ALIVE_S, Streams
 from spacebot.api.system import SystemRoutes
+from spacebot.api.update import UpdateRoutes
+from spacebot.api.usage import UsageRoutes
 from spacebot.api.webchat import WebchatRoutes
 from spacebot.api.workers import WorkerRoutes
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.errors import ConfigError, SpacebotError
 from spacebot.base.events import EventBus
 from spacebot.base.paths import package_file
+from spacebot.base.redaction import scrub
 from spacebot.base.tree import Tree
 from spacebot.config.model import ApiConfig
 from spacebot.storage.live_secrets import LiveSecrets
@@ -60,6 +77,8 @@ log = logging.getLogger(__name__)
 
 BACKLOG = 256  # connections that wait to be accepted
 KEEP_CONNECTION_S = 75.0  # an idle connection; people pause between messages, and a new one costs more than it
+MOST_CONNECTIONS = 800  # at once; a process may usually have 1024 files open, and stores, workers and models need some
+LINGERING = 100  # callers who are told so at the same time
 LINGER_S = 1.0  # for a caller that is turned away
 GRACE_S = 3.0  # for requests in flight when the program stops
 
@@ -74,6 +93,7 @@ async def serve_api(
     stop: trio.Event,
     clock: Clock | None = None,
     secrets: LiveSecrets | None = None,
+    live: Callable[[], ApiConfig] | None = None,
     keep_alive_s: float = KEEP_ALIVE_S,
     grace_s: float = GRACE_S,
     task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
@@ -82,16 +102,28 @@ async def serve_api(
 
     Then no connection is accepted, event streams end cleanly, requests in flight have `grace_s` seconds.
 
+    Args:
+        live: the table as it is now, for what counts without a restart; None when it never changes.
+
     Errors: ConfigError when the port cannot be bound, before `started`.
     Cancel: cuts all connections at once.
     """
-    streams = Streams(keep_alive_s)
+    streams, feed = Streams(keep_alive_s), Feed(events, run_id)
     app = build_app(
-        program, config, events=events, tree=tree, run_id=run_id, streams=streams, clock=clock, secrets=secrets
-    )
-    await serve_asgi(
-        app, config.bind, config.port, stop=stop, at_stop=streams.close, grace_s=grace_s, task_status=task_status
-    )
+        program, config, events=events, tree=tree, run_id=run_id, streams=streams, feed=feed, clock=clock,
+        secrets=secrets, live=live,
+    )  # fmt: skip
+    with feed.listening():
+        await serve_asgi(
+            app,
+            config.bind,
+            config.port,
+            stop=stop,
+            beside=feed.run,
+            at_stop=streams.close,
+            grace_s=grace_s,
+            task_status=task_status,
+        )
 
 
 async def serve_asgi(
@@ -101,6 +133,7 @@ async def serve_asgi(
     *,
     name: str = "api",
     stop: trio.Event | None = None,
+    beside: Callable[[], Awaitable[None]] = trio.sleep_forever,
     at_stop: Callable[[], None] = lambda: None,
     grace_s: float = GRACE_S,
     task_status: trio.TaskStatus[tuple[str, ...]] = trio.TASK_STATUS_IGNORED,
@@ -109,6 +142,7 @@ async def serve_asgi(
 
     Args:
         name: table of the settings `bind`, `port` and `enabled`, for the error.
+        beside: runs as long as the app is served.
         at_stop: called when no connection is accepted any more, before requests in flight are waited for.
 
     Errors: ConfigError when the port cannot be bound, before `started`.
@@ -122,16 +156,26 @@ async def serve_asgi(
     settings.keep_alive_timeout = KEEP_CONNECTION_S
     context = WorkerContext(None)
     connections: set[_Connection] = set()
+    crowd = trio.CapacityLimiter(LINGERING)
 
     async def handle(stream: trio.SocketStream) -> None:
         connection = _Connection(stream)
+        if len(connections) >= MOST_CONNECTIONS:
+            async with stream:
+                with suppress(trio.WouldBlock):  # of very many some hear nothing
+                    crowd.acquire_nowait()
+                    try:
+                        await _turn_away(stream, _CROWDED)
+                    finally:
+                        crowd.release()
+            return
         connections.add(connection)
         try:
             if await _is_forbidden(stream):
                 log.warning("request refused", extra={"kv": {"status": 403, "reason": "a worker's command"}})
-                await _turn_away(stream)
+                await _turn_away(stream, _FORBIDDEN)
                 return
-            await TCPServer(wrap_app(app, 0, "asgi"), settings, context, ConnectionState({}), connection).run()  # type: ignore[arg-type]
+            await _Server(wrap_app(app, 0, "asgi"), settings, context, ConnectionState({}), connection).run()  # type: ignore[arg-type]
         except Exception as error:  # boundary: connection
             log.error("connection failed", exc_info=error)
         finally:
@@ -148,6 +192,7 @@ async def serve_asgi(
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
     async with trio.open_nursery() as around:
         around.start_soon(cut_at_the_end)
+        around.start_soon(beside)
         async with trio.open_nursery() as serving, listener:
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(partial(trio.serve_listeners, handle, [listener], handler_nursery=serving))
@@ -159,10 +204,10 @@ async def serve_asgi(
         around.cancel_scope.cancel()
 
 
-async def _turn_away(stream: trio.SocketStream) -> None:
+async def _turn_away(stream: trio.SocketStream, answer: bytes) -> None:
     """Answer, and read on for a moment: closing on unread words would take the answer away from who sent them."""
     with trio.move_on_after(LINGER_S), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        await stream.send_all(_FORBIDDEN)
+        await stream.send_all(answer)
         await stream.send_eof()
         while await stream.receive_some(65_536):
             pass
@@ -187,64 +232,115 @@ def build_app(
     tree: Tree,
     run_id: str,
     streams: Streams,
+    feed: Feed,
     clock: Clock | None = None,
     secrets: LiveSecrets | None = None,
+    live: Callable[[], ApiConfig] | None = None,
 ) -> ASGIApp:
     """Put the routes together; the first that fits answers."""
+    now = live or (lambda: config)
     tickets = Tickets()
     api = Api(
-        program=program, events=events, tree=tree, streams=streams, run_id=run_id, started_at=monotonic_s(),
+        program=program, events=events, tree=tree, streams=streams, feed=feed, run_id=run_id, started_at=monotonic_s(),
         secrets=secrets,
     )  # fmt: skip
     pages = PageRoutes(program, read_files(package_file("api", "static")))
+    tables: list[Route] = [
+        # First: each message comes this way, and an address is looked for from the top.
+        *WebchatRoutes(
+            api, clock or Clock(), is_private=lambda: config.is_loopback and not now().allowed_origins
+        ).routes(),
+        *SystemRoutes(api, tickets).routes(),
+        *AgentRoutes(api).routes(),
+        *ChannelRoutes(api).routes(),
+        *MemoryRoutes(api).routes(),
+        *IngestionRoutes(api).routes(),
+        *SkillRoutes(api).routes(),
+        *McpRoutes(api).routes(),
+        *CronRoutes(api).routes(),
+        *WorkerRoutes(api).routes(),
+        *UsageRoutes(api).routes(),
+        *ModelRoutes(api).routes(),
+        *SecretRoutes(api).routes(),
+        *ProviderRoutes(api).routes(),
+        *CortexRoutes(api).routes(),
+        *CortexChatRoutes(api).routes(),
+        *SetupRoutes(api).routes(),
+        *SettingsRoutes(api).routes(),
+        *RouteRoutes(api).routes(),
+        *BackupRoutes(api).routes(),
+        *DoctorRoutes(api).routes(),
+        *UpdateRoutes(api).routes(),
+        *LogRoutes(api).routes(),
+        *PromptRoutes(api).routes(),
+    ]
+    tables += OpenApiRoutes(tables).routes()
+    unknown = _Unknown(tables)
+    routes = [
+        *tables,
+        Route("/api", unknown.answer, methods=_ALL),
+        Route("/api/{path:path}", unknown.answer, methods=_ALL),
+        *pages.routes(),
+    ]
     return Starlette(
-        routes=[
-            *SystemRoutes(api, tickets).routes(),
-            *ChannelRoutes(api).routes(),
-            *MemoryRoutes(api).routes(),
-            *IngestionRoutes(api).routes(),
-            *SkillRoutes(api).routes(),
-            *McpRoutes(api).routes(),
-            *CronRoutes(api).routes(),
-            *WorkerRoutes(api).routes(),
-            *SecretRoutes(api).routes(),
-            *CortexRoutes(api).routes(),
-            *CortexChatRoutes(api).routes(),
-            *SetupRoutes(api).routes(),
-            *WebchatRoutes(
-                api, clock or Clock(), is_private=config.is_loopback and not config.allowed_origins
-            ).routes(),
-            Route("/api", _unknown, methods=_ALL),
-            Route("/api/{path:path}", _unknown, methods=_ALL),
-            *pages.routes(),
+        routes=routes,
+        middleware=[
+            Middleware(Counting, figures=program.http, paths=patterns(routes)),
+            Middleware(Rim, config=config, tickets=tickets, live=now),
         ],
-        middleware=[Middleware(Rim, config=config, tickets=tickets)],
         exception_handlers={HTTPException: _on_http_error, SpacebotError: _on_error},
     )
 
 
-_REFUSAL = b'{"error": "commands of workers may not use this program\'s own API"}'
-_FORBIDDEN = (
-    b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    b"Content-Length: %d\r\n\r\n%s" % (len(_REFUSAL), _REFUSAL)
-)
-_ALL = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
+def _refusal(status: str, words: str) -> bytes:
+    body = json.dumps({"error": words}).encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def _unknown(request: Request) -> Response:
-    return JSONResponse({"error": f"no route {request.method} {request.url.path}"}, 404)
+_FORBIDDEN = _refusal("403 Forbidden", "commands of workers may not use this program's own API")
+_CROWDED = _refusal("503 Service Unavailable", f"{MOST_CONNECTIONS} connections are open; close some, then try again")
+_ALL = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"]
+
+
+class _Unknown:
+    """Answers what no route of the API did."""
+
+    def __init__(self, tables: Sequence[Route]) -> None:
+        self._tables = tables
+
+    async def answer(self, request: Request) -> Response:
+        """No such address, or not by this method."""
+        fitting = [one for one in self._tables if one.matches(request.scope)[0] is not Match.NONE]
+        methods = sorted({method for one in fitting for method in one.methods or ()})
+        if not methods:
+            words = f"there is no route {request.url.path[:200]!r}; GET {DOCUMENT} lists all"
+            return JSONResponse({"error": words}, 404)
+        allow = {"allow": ", ".join([*methods, "OPTIONS"])}
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=allow)
+        words = f"{request.method} is not possible here; there are {', '.join(methods)}"
+        return JSONResponse({"error": words}, 405, allow)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+    return JSONResponse({"error": scrub(error.detail)}, error.status_code, headers=error.headers)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     code = status_code(error)
     if code >= 500:
         log.error("request failed", exc_info=error, extra={"kv": {"path": request.url.path}})
-    return JSONResponse({"error": str(error)}, code)
+    return JSONResponse({"error": scrub(str(error))}, code)
+
+
+class _Server(TCPServer):
+    """Hypercorn's protocol code; a caller who has left holds no place until the idle time is over."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
 
 
 class _Connection:

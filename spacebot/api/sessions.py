@@ -24,6 +24,7 @@ from spacebot.base.tree import NodeKind, NodeView, Tree
 from spacebot.conversations.records import LoggedMessage
 
 PLATFORM = "webchat"
+PAUSED = "the agent is paused: what you said is kept, and answered when it goes on (spacebot agent resume)"
 PAGE = 200  # messages in one read of the log
 
 HELLO = "hello"

@@ -8,6 +8,7 @@ Floor:   api
 Source:  messaging spec 16; control spec 4.7
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -20,10 +21,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from spacebot.api.messaging_control import messaging_status, try_adapter
-from spacebot.api.requests import Api, Body, read_body
-from spacebot.base.errors import ConfigError, NotFoundError, RefusedError
+from spacebot.api.requests import Api, Body, Param, read_body, route
+from spacebot.api.shapes import BINDING, CHANGED, MESSAGING
+from spacebot.base.errors import NotFoundError, RefusedError
 from spacebot.config.edit import BindingIdentity, Value
 from spacebot.config.messaging import PLATFORMS, runtime_key
+from spacebot.storage.live_secrets import LiveSecrets
+from spacebot.storage.secrets import Category
 
 _CREDENTIALS = {  # field of `platform_credentials` -> platform and key of its table
     "discord_token": ("discord", "token"),
@@ -33,6 +37,7 @@ _CREDENTIALS = {  # field of `platform_credentials` -> platform and key of its t
     "twitch_username": ("twitch", "username"),
     "twitch_oauth_token": ("twitch", "oauth_token"),
 }
+_REFERENCE = re.compile(r"\bsecret:([A-Za-z_][A-Za-z0-9_]*)")
 _WITHOUT_CREDENTIALS = frozenset({"webhook"})  # switching it on is all that it takes
 
 
@@ -124,19 +129,23 @@ class SetupRoutes:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._program = api.program
-        self._limiter = trio.CapacityLimiter(1)  # changes of the file go one after the other
 
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route("/api/messaging/status", self.status),
-            Route("/api/messaging/toggle", self.toggle, methods=["POST"]),
-            Route("/api/messaging/disconnect", self.disconnect, methods=["POST"]),
-            Route("/api/messaging/test", self.test, methods=["POST"]),
-            Route("/api/bindings", self.bindings, methods=["GET"]),
-            Route("/api/bindings", self.add_binding, methods=["POST"]),
-            Route("/api/bindings", self.change_binding, methods=["PUT"]),
-            Route("/api/bindings", self.remove_binding, methods=["DELETE"]),
+            route("/api/messaging/status", self.status, answer=MESSAGING),
+            route("/api/messaging/toggle", self.toggle, "POST", body=ToggleBody, answer=CHANGED),
+            route("/api/messaging/disconnect", self.disconnect, "POST", body=PlatformBody, answer=CHANGED),
+            route("/api/messaging/test", self.test, "POST", body=TestBody, answer={"*": Any}),
+            route(
+                "/api/bindings",
+                self.bindings,
+                query=[Param("agent_id", "only of this agent")],
+                answer={"bindings": [BINDING]},
+            ),
+            route("/api/bindings", self.add_binding, "POST", body=NewBindingBody, answer=CHANGED),
+            route("/api/bindings", self.change_binding, "PUT", body=ChangedBindingBody, answer=CHANGED),
+            route("/api/bindings", self.remove_binding, "DELETE", body=BindingIdentityBody, answer=CHANGED),
         ]
 
     async def status(self, _: Request) -> Response:
@@ -151,18 +160,27 @@ class SetupRoutes:
             key = body.key
         if key is None:
             return _failure(f"{body.key} is not configured; add it with its credentials first")
-        await self._edit(partial(self._program.editor.set_account, key, {"enabled": body.enabled}))
+        await self._api.change_config(partial(self._program.editor.set_account, key, {"enabled": body.enabled}))
         return self._success(f"{key} is switched {'on' if body.enabled else 'off'}", key)
 
     async def disconnect(self, request: Request) -> Response:
-        """Take an account out of the file, with all its bindings."""
+        """Take an account out of the file, with its bindings and the stored credentials that nothing else names."""
         body = await read_body(request, PlatformBody)
         key = self._known_key(body.key) or body.key
+        before = await self._api.read_config(self._secrets_named)
         try:
-            await self._edit(partial(self._program.editor.remove_account, key))
+            await self._api.change_config(partial(self._program.editor.remove_account, key))
         except NotFoundError as error:
             return _failure(str(error))
-        return self._success(f"{key} and its bindings are removed from the configuration")
+        gone = before - await self._api.read_config(self._secrets_named)
+        words = f"{key} and its bindings are removed from the configuration"
+        if gone and self._api.secrets is not None:
+            forgotten = await trio.to_thread.run_sync(_forget, self._api.secrets, gone)
+            words += f", {', '.join(forgotten)} from the secret store" if forgotten else ""
+        return self._success(words)
+
+    def _secrets_named(self) -> frozenset[str]:
+        return frozenset(_REFERENCE.findall(self._program.editor.text()))
 
     async def test(self, request: Request) -> Response:
         """Ask the platform whether all is well, or send a test message."""
@@ -172,7 +190,7 @@ class SetupRoutes:
     async def bindings(self, request: Request) -> Response:
         """The bindings in the file, in order; `agent_id` shows only those of one agent."""
         agent_id = request.query_params.get("agent_id")
-        found = await trio.to_thread.run_sync(self._program.editor.bindings, limiter=self._limiter)
+        found = await self._api.read_config(self._program.editor.bindings)
         listed = [_binding_object(binding, index) for index, binding in enumerate(found)]
         return JSONResponse({"bindings": [one for one in listed if agent_id is None or one["agent_id"] == agent_id]})
 
@@ -182,7 +200,7 @@ class SetupRoutes:
         credentials = _credentials(body)
         self._check(body, has_account=bool(credentials))
         accounts = {body.key: credentials} if credentials else {}
-        await self._edit(partial(self._program.editor.add_binding, body.fields, accounts=accounts))
+        await self._api.change_config(partial(self._program.editor.add_binding, body.fields, accounts=accounts))
         return self._success("the binding is added", body.key)
 
     async def change_binding(self, request: Request) -> Response:
@@ -215,18 +233,10 @@ class SetupRoutes:
         if not self._program.editor.has_file:
             raise HTTPException(404, "there is no configuration file yet, so there are no bindings either")
         try:
-            await self._edit(change)
+            await self._api.change_config(change)
         except NotFoundError as error:
             return _failure(str(error))
         return self._success(message, key)
-
-    async def _edit(self, change: Callable[[], None]) -> None:
-        """Change the file and take the change over. Errors: HTTPException 409 when the file cannot be changed so."""
-        try:
-            await trio.to_thread.run_sync(change, limiter=self._limiter)
-        except ConfigError as error:
-            raise HTTPException(409, str(error)) from error
-        self._program.reload_config()
 
     def _success(self, message: str, key: str | None = None) -> Response:
         if key is not None and (reason := self._program.config.messaging.absent.get(key)) is not None:
@@ -246,6 +256,16 @@ class SetupRoutes:
             raise RefusedError(f"channel must be one of {', '.join(PLATFORMS)}, webchat; not {body.channel[:40]!r}")
         if body.channel != "webchat" and not has_account and self._known_key(body.key) is None:
             raise RefusedError(f"{body.key} is not configured; give platform_credentials, or add it to the file first")
+
+
+def _forget(secrets: LiveSecrets, names: frozenset[str]) -> list[str]:
+    """Remove the program's own secrets of these names; those of commands stay. Errors: StorageError."""
+    store = secrets.store()
+    known = [info.name for info in store.list() if info.name in names and info.category is Category.SYSTEM]
+    for name in known:
+        store.remove(name)
+    secrets.refresh()
+    return known
 
 
 def _key(platform: str, adapter: str | None) -> str:

@@ -5,13 +5,16 @@ Floor:   api
 Source:  control spec 4.6; tools spec 17
 """
 
+from typing import Any
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from spacebot.agent.skill_desk import SharedSkillError
-from spacebot.api.requests import Api, Body, number, read_body, required
+from spacebot.api.requests import AGENT, Api, Body, Param, number, read_body, required, route
+from spacebot.api.shapes import VIEWS
 from spacebot.base.errors import ExternalError, ToolError
 from spacebot.tools.skill_text import SkillError
 
@@ -45,11 +48,30 @@ class SkillRoutes:
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route("/api/agents/skills", self.list_skills),
-            Route("/api/agents/skills/install", self.install, methods=["POST"]),
-            Route("/api/agents/skills/remove", self.remove, methods=["DELETE"]),
-            Route("/api/skills/registry/browse", self.browse),
-            Route("/api/skills/registry/search", self.search),
+            route("/api/agents/skills", self.list_skills, query=[AGENT], answer={"skills": [{"*": Any}]}),
+            route("/api/agents/skills/install", self.install, "POST", body=InstallBody, answer={"installed": [str]}),
+            route(
+                "/api/agents/skills/remove",
+                self.remove,
+                "DELETE",
+                body=RemoveBody,
+                answer={"success": bool, "path": str},
+            ),
+            route(
+                "/api/skills/registry/browse",
+                self.browse,
+                query=[Param("view", "which list", one_of=VIEWS), Param("page", "from 0", int, 0, low=0, high=10_000)],
+                answer={"skills": [{"*": Any}], "has_more": bool},
+            ),
+            route(
+                "/api/skills/registry/search",
+                self.search,
+                query=[
+                    Param("q", "words, two characters or more", is_needed=True),
+                    Param("limit", "skills", int, RESULTS, low=1, high=MAX_RESULTS),
+                ],
+                answer={"skills": [{"*": Any}], "query": str, "count": int},
+            ),
         ]
 
     async def list_skills(self, request: Request) -> Response:

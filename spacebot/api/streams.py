@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import trio
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from spacebot.base.errors import SpacebotError
 
 log = logging.getLogger(__name__)
 
+MOST = 500  # streams at once; each holds a connection
 KEEP_ALIVE_S = 15.0  # control spec 4.9; below the idle limit of common proxies
 BATCH = 64  # frames in one write
 _PING = b": ping\n\n"
@@ -35,7 +37,7 @@ class Frame:
 
     event: str
     data: Any
-    id: int | None = None
+    id: int | str | None = None
 
     def encode(self) -> bytes:
         """The bytes of the frame; JSON keeps line ends out of the data field."""
@@ -43,14 +45,22 @@ class Frame:
         return f"{head}data: {json.dumps(self.data, ensure_ascii=False)}\n\n".encode(errors="replace")
 
 
+class Encodable(Protocol):
+    """A frame, or several that are encoded already."""
+
+    def encode(self) -> bytes:
+        """The bytes on the wire."""
+        ...
+
+
 class Source(Protocol):
     """Where the frames of a stream come from."""
 
-    async def receive(self) -> Frame | None:
+    async def receive(self) -> Encodable | None:
         """Wait for the next frame; None at the end."""
         ...
 
-    def receive_nowait(self) -> Frame | None:
+    def receive_nowait(self) -> Encodable | None:
         """The next frame if there is one already."""
         ...
 
@@ -65,6 +75,11 @@ class Streams:
 
     def __len__(self) -> int:
         return len(self._scopes)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further stream may be opened."""
+        return len(self._scopes) >= MOST
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -94,6 +109,12 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write frames until the source ends, the reader is gone or the server stops."""
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        if self._streams.is_full:
+            raise HTTPException(503, f"{MOST} event streams are open; close some, then try again")
         async with self._open_source() as source:
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
             is_gone = False

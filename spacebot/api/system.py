@@ -5,9 +5,13 @@ Source:  control spec 4.2, 4.9
 """
 
 import os
+import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
 
+import trio
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,18 +19,23 @@ from starlette.routing import Route
 
 from spacebot import __version__
 from spacebot.api.contract import AgentHandle
-from spacebot.api.requests import Api, Body, read_body
+from spacebot.api.feed import FeedReader, Wanted
+from spacebot.api.providers import setup_fields
+from spacebot.api.requests import AGAIN, DONE, Api, Body, Param, maybe, read_body, route
 from spacebot.api.rim import TICKET_S, Tickets
 from spacebot.api.sessions import process_object
-from spacebot.api.streams import EventStream, Frame
+from spacebot.api.shapes import PROCESS, PROGRAM
+from spacebot.api.streams import EventStream
 from spacebot.base.clock import monotonic_s
 from spacebot.base.errors import ConfigError, NotFoundError
-from spacebot.base.events import EventKind, ProcessEvent, Subscription
+from spacebot.base.events import EventKind
 from spacebot.base.tree import NodeKind, Tree
 from spacebot.tools.permissions import rights_of
 
+MOST_SHOWN = 500  # running things in one answer
 CANCEL_REASON = "cancelled by a person"
 _CANCELLABLE = frozenset({NodeKind.BRANCH, NodeKind.WORKER, NodeKind.TURN})
+_BUSY = (NodeKind.TURN, NodeKind.WORKER, NodeKind.BRANCH, NodeKind.COMPACTION, NodeKind.PERSISTENCE)
 _DEMO = "demo/"
 
 
@@ -42,17 +51,39 @@ class SystemRoutes:
     def __init__(self, api: Api, tickets: Tickets) -> None:
         self._api = api
         self._tickets = tickets
+        self._measuring = trio.Lock()
 
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route("/api/health", self.health),
-            Route("/api/status", self.status),
-            Route("/api/tree", self.tree),
-            Route("/api/cancel", self.cancel, methods=["POST"]),
-            Route("/api/events", self.events),
-            Route("/api/ticket", self.ticket, methods=["POST"]),
-            Route("/api/prompts/reload", self.reload_prompts, methods=["POST"]),
+            route("/api/health", self.health, answer={"status": str}),
+            route("/api/status", self.status, answer=PROGRAM),
+            route("/api/idle", self.idle, answer={"idle": bool, "active_workers": int, "active_branches": int}),
+            route(
+                "/api/system/storage",
+                self.storage,
+                answer={"used_bytes": int, "total_bytes": int, "available_bytes": int},
+            ),
+            route("/api/tree", self.tree, answer={"processes": [PROCESS], "total": int, "left_out": int}),
+            route("/api/cancel", self.cancel, "POST", body=CancelBody, answer=DONE),
+            route(
+                "/api/events",
+                self.events,
+                query=[
+                    Param("types", "names of events, with commas; all when it is left out"),
+                    Param("agent_id", "only of this agent"),
+                    AGAIN,
+                ],
+                stream={
+                    **{
+                        str(kind): {"type": str, "agent_id": maybe(str), "channel_id": maybe(str), "*": Any}
+                        for kind in EventKind
+                    },
+                    "lagged": {"type": str, "skipped": int},
+                },
+            ),
+            route("/api/ticket", self.ticket, "POST", answer={"ticket": str, "expires_in_seconds": int}),
+            route("/api/prompts/reload", self.reload_prompts, "POST", answer={"success": bool, "changed": [str]}),
         ]
 
     async def health(self, _: Request) -> Response:
@@ -62,7 +93,7 @@ class SystemRoutes:
     async def status(self, _: Request) -> Response:
         """What runs, since when, with which model."""
         api, program = self._api, self._api.program
-        main = api.agent(None)
+        main = program.agents.get(program.default_agent_id)
         counts = {f"{kind}s": _count(api.tree, kind) for kind in ("channel", "turn", "worker")}
         return JSONResponse(
             {
@@ -72,8 +103,9 @@ class SystemRoutes:
                 "uptime_seconds": int(monotonic_s() - api.started_at),
                 "run_id": api.run_id,
                 "default_agent_id": program.default_agent_id,
-                "model": main.model_label,
-                "is_demo": _is_demo(main),
+                "model": None if main is None else main.model_label,
+                "is_demo": main is not None and _is_demo(main),
+                **setup_fields(program.config),
                 "sandbox": program.sandbox,
                 "permissions": rights_of(program.config, program.sandbox),
                 "agents": [
@@ -89,9 +121,32 @@ class SystemRoutes:
             }
         )
 
+    async def idle(self, _: Request) -> Response:
+        """Whether nothing is being worked on, so that an update disturbs nobody."""
+        busy = {kind: _count(self._api.tree, kind) for kind in _BUSY}
+        return JSONResponse(
+            {
+                "idle": not any(busy.values()),
+                "active_workers": busy[NodeKind.WORKER],
+                "active_branches": busy[NodeKind.BRANCH],
+            }
+        )
+
+    async def storage(self, _: Request) -> Response:
+        """What the instance takes of its disk, and what is left of that."""
+        async with self._measuring:  # a large instance takes a moment; who asks meanwhile waits for the same figure
+            return JSONResponse(await trio.to_thread.run_sync(_measured, self._api.program.editor.path.parent))
+
     async def tree(self, _: Request) -> Response:
-        """Every running thing, parents before their children."""
-        return JSONResponse({"processes": [process_object(view) for view in self._api.tree.view()]})
+        """Every running thing, parents before their children; of very many, conversations at rest are left out."""
+        views = self._api.tree.view()
+        total = len(views)
+        if total > MOST_SHOWN:
+            parents = {view.parent_id for view in views}
+            views = [view for view in views if view.kind != NodeKind.CHANNEL or view.id in parents][:MOST_SHOWN]
+        return JSONResponse(
+            {"processes": [process_object(view) for view in views], "total": total, "left_out": total - len(views)}
+        )
 
     async def cancel(self, request: Request) -> Response:
         """End one turn, branch or worker and everything below it."""
@@ -99,16 +154,18 @@ class SystemRoutes:
         return cancel_process(self._api.tree, body.process_id)
 
     async def events(self, request: Request) -> EventStream:
-        """Everything that happens, for observers; one who is slow is told how many events were lost."""
+        """Everything that happens, for observers; who was away sends the last id, who was too slow hears `lagged`."""
         agent_id = request.query_params.get("agent_id")
         if agent_id is not None:
             self._api.agent(agent_id)
         kinds = _kinds(request.query_params.get("types"))
 
+        wanted, resume = Wanted(kinds, agent_id), request.headers.get("last-event-id")
+
         @asynccontextmanager
-        async def open_source() -> AsyncIterator[_Observer]:
-            with self._api.events.subscribe(kinds) as subscription:
-                yield _Observer(subscription, agent_id)
+        async def open_source() -> AsyncIterator[FeedReader]:
+            with self._api.feed.reading(wanted, resume) as reader:
+                yield reader
 
         return EventStream(self._api.streams, open_source)
 
@@ -132,43 +189,6 @@ def _kinds(names: str | None) -> frozenset[EventKind] | None:
         return frozenset(EventKind(name.strip()) for name in names.split(","))
     except ValueError:
         raise HTTPException(400, f"types must be names out of: {', '.join(EventKind)}") from None
-
-
-class _Observer:
-    def __init__(self, subscription: Subscription, agent_id: str | None) -> None:
-        self._subscription = subscription
-        self._agent_id = agent_id
-        self._held: Frame | None = None
-
-    async def receive(self) -> Frame | None:
-        if (held := self._held) is not None:
-            self._held = None
-            return held
-        while (event := await self._subscription.receive()) is not None:
-            if (frame := self._to_frame(event)) is not None:
-                return frame
-        return None
-
-    def receive_nowait(self) -> Frame | None:
-        """The next frame if there is one already."""
-        if (held := self._held) is not None:
-            self._held = None
-            return held
-        while (event := self._subscription.receive_nowait()) is not None:
-            if (frame := self._to_frame(event)) is not None:
-                return frame
-        return None
-
-    def _to_frame(self, event: ProcessEvent) -> Frame | None:
-        """The event as a frame; None for another agent's; what was lost is said first, the event held."""
-        skipped = self._subscription.take_skipped()
-        frame = None
-        if self._agent_id is None or event.agent_id in (None, self._agent_id):
-            frame = Frame(str(event.kind), event.to_json_object())
-        if skipped:
-            self._held = frame
-            return Frame("lagged", {"type": "lagged", "skipped": skipped})
-        return frame
 
 
 def cancel_process(
@@ -195,6 +215,17 @@ def cancel_process(
         raise HTTPException(400, f"a {node.kind} cannot be cancelled, only a turn, a branch or a worker")
     node.cancel(CANCEL_REASON)
     return JSONResponse({"success": True, "message": f"{node.kind} {process_id} is being cancelled"})
+
+
+def _measured(folder: Path) -> dict[str, int]:
+    """Bytes below a folder as the disk counts them, and of its disk; what vanishes meanwhile counts nothing."""
+    used = 0
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                used += os.lstat(os.path.join(at, name)).st_blocks * 512
+    disk = shutil.disk_usage(folder)
+    return {"used_bytes": used, "total_bytes": disk.total, "available_bytes": disk.free}
 
 
 def _count(tree: Tree, kind: str) -> int:

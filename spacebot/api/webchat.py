@@ -24,16 +24,18 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from spacebot.api.contract import AgentHandle
-from spacebot.api.requests import Api, Body, number, read_body, required
+from spacebot.api.requests import AGAIN, AGENT, Api, Body, Param, number, read_body, required, resumed_number, route
 from spacebot.api.sessions import (
     HELLO,
     MESSAGE,
+    PAUSED,
     PLATFORM,
     SessionEvent,
     SessionStream,
     conversation_of,
     open_session_stream,
 )
+from spacebot.api.shapes import LINE, SESSION
 from spacebot.api.streams import EventStream, Frame
 from spacebot.base.clock import Clock
 from spacebot.base.events import EventKind
@@ -42,6 +44,10 @@ from spacebot.conversations.records import Accepted, Fate, LedgerState, TurnStat
 from spacebot.messaging.messages import MAX_TEXT, Author, InboundMessage
 
 TERMINAL = "terminal"  # the session of the command line
+_EVENTS = (
+    "thinking", "text", "stream_start", "stream_chunk", "stream_end", "tool_started", "tool_completed", "skipped",
+    "reaction", "file", "error", "stop_typing", "done",
+)  # fmt: skip
 PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 HISTORY, MAX_HISTORY = 100, 200  # messages; messaging spec 14.5
 
@@ -60,7 +66,7 @@ class SendBody(Body):
 class WebchatRoutes:
     """Routes under `/api/webchat`."""
 
-    def __init__(self, api: Api, clock: Clock, *, is_private: bool) -> None:
+    def __init__(self, api: Api, clock: Clock, *, is_private: Callable[[], bool]) -> None:
         """Take what the routes need.
 
         Args:
@@ -74,10 +80,35 @@ class WebchatRoutes:
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route("/api/webchat/send", self.send, methods=["POST"]),
-            Route("/api/webchat/history", self.history),
-            Route("/api/webchat/events", self.events),
-            Route("/api/webchat/files/{message_id}", self.file),
+            route(
+                "/api/webchat/send",
+                self.send,
+                "POST",
+                query=[Param("wait", "false: answer at once with a receipt", default="true", one_of=("true", "false"))],
+                body=SendBody,
+                stream=dict.fromkeys(_EVENTS, Any),
+                answers={202: {"message_id": str, "seq": int, "is_new": bool}},
+            ),
+            route(
+                "/api/webchat/history",
+                self.history,
+                query=[
+                    AGENT,
+                    SESSION,
+                    Param("limit", "messages", int, HISTORY, low=1, high=MAX_HISTORY),
+                    Param("before", "number of the oldest message already known", int),
+                ],
+                answer=[LINE],
+            ),
+            route(
+                "/api/webchat/events",
+                self.events,
+                query=[AGENT, SESSION, Param("after", "number of the newest message already known", int), AGAIN],
+                stream={HELLO: {"*": Any}, MESSAGE: {"*": Any}},
+            ),
+            route(
+                "/api/webchat/files/{message_id}", self.file, query=[AGENT, SESSION], media="application/octet-stream"
+            ),
         ]
 
     async def send(self, request: Request) -> Response | EventStream:
@@ -97,7 +128,10 @@ class WebchatRoutes:
                 # Of a message that was sent before, the answer may be there already.
                 read_fate = partial(agent.conversations.fate, accepted.message_id, channel_id=conversation_id)
                 fate = None if accepted.is_new else await read_fate()
-                yield TurnFrames(stream, read_fate, accepted, fate, last_seq)
+                frames = TurnFrames(stream, read_fate, accepted, fate, last_seq)
+                if agent.is_paused and (fate is None or fate.state is LedgerState.ACCEPTED):
+                    frames.put_off(PAUSED)
+                yield frames
 
         return EventStream(self._api.streams, open_source)
 
@@ -135,8 +169,9 @@ class WebchatRoutes:
     async def events(self, request: Request) -> EventStream:
         """Follow a session: every message after `after` (or `Last-Event-ID`) exactly once, then what happens."""
         agent, conversation_id = self._session(request)
-        resumed = request.headers.get("last-event-id", "")
-        after_seq = int(resumed) if resumed.isdecimal() else number(request, "after", None)
+        after_seq = resumed_number(request)
+        if after_seq is None:
+            after_seq = number(request, "after", None)
         self._api.program.note_visitor()
 
         @asynccontextmanager
@@ -154,7 +189,7 @@ class WebchatRoutes:
 
     def _conversation(self, session_id: str) -> ConversationId:
         """The conversation of a session; the owner's terminal is nobody else's."""
-        if not self._is_private and session_id == TERMINAL:
+        if not self._is_private() and session_id == TERMINAL:
             raise HTTPException(403, f"the session {TERMINAL!r} belongs to the owner's terminal; choose another")
         return conversation_of(session_id)
 
@@ -176,7 +211,7 @@ class WebchatRoutes:
 
     def _author_id(self, body: SendBody) -> str:
         """The person's name, or where anybody may claim any name, one that nobody else can have."""
-        if self._is_private:
+        if self._is_private():
             return body.sender_name
         return f"claimed:{body.session_id}:{body.sender_name}" if body.shared else f"session:{body.session_id}"
 
@@ -252,6 +287,11 @@ class TurnFrames:
     def receive_nowait(self) -> Frame | None:
         """The next frame if there is one already."""
         return self._frames.popleft() if self._frames else None
+
+    def put_off(self, reason: str) -> None:
+        """End without an answer, which comes another time."""
+        if not self._is_over:
+            self._end(TurnState.SKIPPED, reason)
 
     async def _take(self, event: SessionEvent) -> None:
         data = event.data

@@ -17,7 +17,8 @@ from starlette.routing import Route
 
 from spacebot.agent.worker_desk import WorkerDesk
 from spacebot.api.contract import AgentHandle
-from spacebot.api.requests import Api, Body, number, read_body
+from spacebot.api.requests import AGENT, DONE, Api, Body, Param, maybe, number, read_body, route
+from spacebot.api.shapes import WHOLE, WORKER
 from spacebot.api.streams import EventStream, Frame
 from spacebot.api.system import cancel_process
 from spacebot.base.clock import Clock, from_text
@@ -66,11 +67,26 @@ class WorkerRoutes:
     def routes(self) -> list[Route]:
         """The table."""
         return [
-            Route("/api/agents/workers", self.list_workers),
-            Route("/api/agents/workers/{worker_id}", self.show),
-            Route("/api/agents/workers/{worker_id}/events", self.events),
-            Route("/api/agents/workers/{worker_id}/message", self.message, methods=["POST"]),
-            Route("/api/agents/workers/{worker_id}/cancel", self.cancel, methods=["POST"]),
+            route(
+                "/api/agents/workers",
+                self.list_workers,
+                query=[
+                    AGENT,
+                    Param("limit", "workers", int, PAGE, low=1, high=MAX_PAGE),
+                    Param("before", "id of the last one already known"),
+                    Param("state", "only in this state", one_of=STATES),
+                ],
+                answer={"workers": [WORKER], "has_more": bool, "before": maybe(str)},
+            ),
+            route("/api/agents/workers/{worker_id}", self.show, query=[AGENT], answer=WHOLE),
+            route(
+                "/api/agents/workers/{worker_id}/events",
+                self.events,
+                query=[AGENT],
+                stream={HELLO: WHOLE, **{str(kind): {"type": str, "*": Any} for kind in sorted(_OF_WORKERS)}},
+            ),
+            route("/api/agents/workers/{worker_id}/message", self.message, "POST", body=MessageForm, answer=DONE),
+            route("/api/agents/workers/{worker_id}/cancel", self.cancel, "POST", body=CancelForm, answer=DONE),
         ]
 
     def _agent(self, request: Request) -> AgentHandle:

@@ -9,7 +9,8 @@ SpacebotError
 │   ├── ModelBusyError        429: retry_after_s
 │   ├── ModelUnavailableError 5xx, connection, time-out, unreadable body
 │   ├── ContextOverflowError  the request is too long
-│   └── ModelRejectedError    4xx that will not heal
+│   ├── ModelRejectedError    4xx that will not heal
+│   └── BudgetExceededError   the owner's own limit; nothing was sent
 ├── DeliveryError             adapter, target, permanent or not
 ├── StorageError              database, vectors, secrets
 │   └── EmbeddingError
@@ -104,6 +105,18 @@ class ModelRejectedError(ModelError):
         super().__init__(message, model=model)
         self.status_code = status_code
         self.may_fall_back = is_unknown_model
+
+
+class BudgetExceededError(ModelError):
+    """The agent has spent what its owner allows for today; the call was not sent.
+
+    Args:
+        retry_after_s: when to look again: the day may be over then, or the owner has raised the limit.
+    """
+
+    def __init__(self, message: str, *, model: str, retry_after_s: float) -> None:
+        super().__init__(message, model=model)
+        self.retry_after_s = retry_after_s
 
 
 class DeliveryError(SpacebotError):

@@ -36,6 +36,8 @@ class EventKind(StrEnum):
     TOOL_STARTED = "tool_started"
     TOOL_COMPLETED = "tool_completed"
     TOOL_OUTPUT = "tool_output"
+    MODEL_CALL = "model_call"  # one ended, well or not
+    MEMORY_RECALLED = "memory_recalled"
     MEMORY_SAVED = "memory_saved"
     MEMORY_CHANGED = "memory_changed"  # edited, forgotten, merged, pruned: what was read before may be out of date
     COMPACTION_STARTED = "compaction_started"
@@ -45,8 +47,10 @@ class EventKind(StrEnum):
     CRON_RUN = "cron_run"  # a schedule's run began or ended
     CONFIG_RELOADED = "config_reloaded"
     ADAPTER_STATE = "adapter_state"
+    AGENT_STATE = "agent_state"  # opened, paused, closed, failed
     DELIVERED = "delivered"  # a message reached its platform
     UNDELIVERED = "undelivered"  # and this one never will
+    BUDGET_STATE = "budget_state"  # an agent's budget of the day is nearly or wholly used up
     MESSAGE_CHANGED = "message_changed"  # its writer edited it or took it back
 
 

@@ -16,6 +16,7 @@ from spacebot.base.errors import ConfigError
 
 MODEL_NAME = "all-minilm-l6-v2"
 DIR_VARIABLE = "SPACEBOT_DIR"
+LOGIN_FILE = "anthropic_oauth.json"  # beside the configuration
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -60,6 +61,11 @@ class InstancePaths:
     @property
     def socket(self) -> Path:
         return self.root / "spacebot.sock"
+
+    @property
+    def login(self) -> Path:
+        """Tokens of `spacebot auth login`."""
+        return self.root / LOGIN_FILE
 
     @property
     def logs(self) -> Path:

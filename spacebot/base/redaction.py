@@ -101,20 +101,22 @@ class _Known:
         self.long: tuple[str, ...] = ()  # values, forms and cores that are looked for across blanks and line ends too
         self.cores: tuple[str, ...] = ()  # what base64 makes of a value, without the characters its neighbours share
         self.longest = 0
-        for value in values:
-            self.add(value)
+        self.add(values)
 
-    def add(self, value: str) -> None:
+    def add(self, values: Iterable[str]) -> None:
         with self._lock:
-            if value in self.values:
+            new = set(values).difference(self.values)
+            if not new:
                 return
-            forms, cores = _forms_of(value), _cores_of(value)
-            self.longest = max(self.longest, *map(len, (value, *forms, *cores)))
+            forms = {form for value in new for form in _forms_of(value)}
+            cores = {core for value in new for core in _cores_of(value)}
+            self.longest = max(self.longest, *map(len, (*new, *forms, *cores)))
             self.forms = _longest_first({*self.forms, *forms})
             self.cores = _longest_first({*self.cores, *cores})
-            if len(value) >= 2 * LEAST_HALF:
-                self.halves = (*self.halves, value[: len(value) // 2], value[len(value) // 2 :])
-            self.values = _longest_first({*self.values, value})
+            for value in sorted(new):
+                if len(value) >= 2 * LEAST_HALF:
+                    self.halves = (*self.halves, value[: len(value) // 2], value[len(value) // 2 :])
+            self.values = _longest_first({*self.values, *new})
             self.long = _longest_first(
                 found for found in (*self.values, *self.forms, *self.cores)
                 if len(found) >= LEAST_HALF and not any(map(str.isspace, found))
@@ -156,8 +158,12 @@ def register_secret(value: str) -> None:
     What is known lives as long as the program and only grows: an old key is still a secret after a reload. May be
     called from any thread.
     """
-    if len(value) >= MIN_LITERAL:
-        _known.add(value)
+    register_secrets((value,))
+
+
+def register_secrets(values: Iterable[str]) -> None:
+    """The same for many at once, which costs little more than one."""
+    _known.add(value for value in values if len(value) >= MIN_LITERAL)
 
 
 def find_secret(text: str) -> str | None:

@@ -3,6 +3,8 @@
 Floor: base
 """
 
+from typing import Any
+
 
 def cut_bytes(text: str, limit: int) -> str:
     """The longest head of a text that fits into `limit` UTF-8 bytes, cut between characters."""
@@ -40,3 +42,15 @@ def head_and_tail(text: str, limit: int) -> str:
 def clean_unicode(text: str) -> str:
     """Replace lone surrogates, which neither UTF-8 nor SQLite can hold."""
     return text.encode("utf-8", errors="replace").decode()
+
+
+def clean_values(value: Any) -> Any:
+    """What JSON gave, with `clean_unicode` done to each text and name. Errors: RecursionError for deep nesting."""
+    match value:
+        case str():
+            return clean_unicode(value)
+        case dict():
+            return {clean_values(key): clean_values(item) for key, item in value.items()}
+        case list():
+            return [clean_values(item) for item in value]
+    return value

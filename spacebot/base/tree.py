@@ -10,6 +10,7 @@ Floor:   base
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -160,6 +161,20 @@ class Tree:
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or Clock()
         self._nodes: dict[NodeId, Node] = {}
+        self._observers: list[Callable[[Node], None]] = []
+
+    @contextmanager
+    def observed(self, ended: Callable[[Node], None]) -> Iterator[None]:
+        """Have a function called for each node that has ended, with its outcome, while the block runs.
+
+        Args:
+            ended: counts or notes; does nothing that could wait or fail.
+        """
+        self._observers.append(ended)
+        try:
+            yield
+        finally:
+            self._observers.remove(ended)
 
     def add(
         self,
@@ -210,6 +225,9 @@ class Tree:
             del self._nodes[node.id]
         if node.parent is not None and node.parent.children.get(node.id) is node:
             del node.parent.children[node.id]
+        if node.outcome is not None:
+            for ended in self._observers:
+                ended(node)
 
     def get(self, node_id: str) -> Node | None:
         """The live node of this id."""

@@ -8,10 +8,11 @@ import sys
 from spacebot.base.errors import ModelRejectedError
 from spacebot.base.paths import InstancePaths
 from spacebot.cli.secret import open_secrets
-from spacebot.config.load import DEMO, load_config
+from spacebot.config.load import load_config
+from spacebot.config.load_llm import DEMO
 from spacebot.config.model import Config
+from spacebot.llm.choice import choose_models
 from spacebot.llm.messages import ProcessKind
-from spacebot.llm.routing import choose_models
 
 
 def check_config(paths: InstancePaths) -> int:
@@ -50,7 +51,7 @@ def _models(config: Config) -> tuple[list[str], list[str]]:
     for agent in config.agents:
         for process in (ProcessKind.CHANNEL, ProcessKind.BRANCH, ProcessKind.WORKER):
             try:
-                target = choose_models(process, None, agent.routing, config.llm)[0]
+                target = choose_models(process, None, agent, config.llm)[0]
             except ModelRejectedError as error:
                 faults[f"agent {agent.id!r}, {process}: {error}"] = None
                 continue

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from spacebot.base.errors import RefusedError, SpacebotError
 from spacebot.base.paths import InstancePaths
 from spacebot.cli.client import NoDaemonError, ask
+from spacebot.cli.deployment import make_token
 from spacebot.cli.liveness import Daemon, find_daemon, hold_instance, lock_holder
 from spacebot.cli.secret import PASSPHRASE_VARIABLE, ask_for_start, hand_over, open_secrets
 
@@ -36,6 +37,7 @@ KILLED_S = 5.0  # the system needs a moment to take a killed process apart
 POLL_S = 0.05
 RESTART_S = 30.0  # control spec 3.2
 RESTART_POLL_S = 0.25
+LOG_VARIABLE = "SPACEBOT_LOG"  # debug: as with --debug
 REEXEC = "SPACEBOT_REEXEC"  # set for the program that an in-place restart starts: how its predecessor ran
 TAIL_BYTES = 2000
 
@@ -55,6 +57,7 @@ def start(paths: InstancePaths, program: Program, *, foreground: bool, debug: bo
     """
     os.umask(0o077)
     paths.create()
+    make_token(paths)
     marker = os.environ.pop(REEXEC, None)
     if marker == "background":
         return run_program(paths, program, is_background=True, debug=debug, report=_no_report)
@@ -124,19 +127,34 @@ def run_program(
     """
     with hold_instance(paths, is_background=is_background):
         # Late, in the process that stays: these load trio, pydantic and more.
+        import gc
         import logging
+
+        gc.disable()  # what is loaded now stays; looking through it again and again costs a tenth of a second
 
         from spacebot.base.allocator import limit_arenas
 
         limit_arenas()
         from spacebot.api.control import EXIT_RESTART
-        from spacebot.base.telemetry import kv, set_up_logging
+        from spacebot.base.telemetry import kv, limit_log_files, set_up_logging
         from spacebot.cli.serve import serve
         from spacebot.config.store import ConfigStore
+        from spacebot.storage.restore import finish_restore
 
+        debug = debug or os.environ.get(LOG_VARIABLE, "").strip().lower() == "debug"
         set_up_logging(paths.logs, debug=debug, console=not is_background)
+        if (restored := finish_restore(paths)) is not None:  # before anything of the instance is open
+            logging.getLogger(__name__).warning(
+                "backup restored", extra=kv(of=restored.created_at, files=restored.files, before=str(restored.old))
+            )
         secrets = open_secrets(paths)
         store = ConfigStore.open(paths.config, resolve_secret=secrets.resolve)
+
+        def limit_logs(*_: object) -> None:
+            limit_log_files(keep=store.current.logs.keep, max_bytes=store.current.logs.max_mib << 20)
+
+        limit_logs()
+        store.listen(limit_logs)
         warnings = [*secrets.warnings, *store.warnings]
         for warning in warnings:
             logging.getLogger(__name__).warning("configuration", extra=kv(warning=warning))
@@ -147,7 +165,9 @@ def run_program(
                 | {"warnings": warnings, "config": str(paths.config)}
             )
 
-        code = serve(program.load_app(), paths, store, secrets, debug=debug, on_ready=on_ready)
+        app_main = program.load_app()
+        gc.enable()
+        code = serve(app_main, paths, store, secrets, debug=debug, on_ready=on_ready)
     if code == EXIT_RESTART:
         hand_over(secrets.passphrase)
         _execute_again(paths, program, is_background=is_background, debug=debug)
@@ -266,7 +286,7 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     for url in report["urls"]:
         print(f"web chat: {url}", file=sys.stderr)
-    hint = f" (no provider key found; set one in {report['config']})" if report["model"] == "demo/demo" else ""
+    hint = " (no provider key found; set one up with: spacebot init)" if report["model"] == "demo/demo" else ""
     print(f"model: {report['model']}{hint}", file=sys.stderr, flush=True)
 
 

@@ -30,6 +30,8 @@ Spacebot: an AI agent for teams that talks, thinks, works and remembers at the s
 Usage: spacebot [OPTIONS] [COMMAND]
 
 The program
+  init                  the first steps: asks for a provider's key and a platform, tries them, writes the configuration
+                        without questions: --provider ID --key-env NAME [--agent ID] --yes
   start [-f]            start in the background, or with -f in this terminal (the default command)
   stop [--force]        finish what is being said, then end; with --force end within seconds
   restart [-f]          stop and start again, after a look at the configuration
@@ -42,6 +44,11 @@ Talking and looking
                         --once, --json, --cancel ID
   why [MESSAGE_ID]      what became of a message; without an id the latest ones [--json]
   logs [-n N] [-f]      the newest lines of the log; with -f go on
+
+Agents (each with --json)
+  agent list            every agent: does it run, with which model, what failed
+  agent create ID       make one [--workspace FOLDER]; agent delete ID removes it, its files stay [--give-to ID]
+  agent pause ID        keep what is said and begin nothing, until agent resume ID
 
 Memory (while it runs or not; each with --json and --agent ID)
   memory search QUERY   what an agent knows, best first [--type T] [--limit N] [--mode hybrid|recent|important|typed]
@@ -74,6 +81,11 @@ Workers (each with --json and --agent ID)
   worker tell ID TEXT   hand a message to one that runs or waits
   worker cancel ID      end one and all that it has started
 
+Models
+  usage                 what models cost: by model, process, day; budgets of today [--days N] [--agent ID] [--json]
+  models                the models of the configured providers and their prices [--provider P] [--refresh] [--json]
+  route explain TEXT    which model would answer this, and why [--process P] [--task TYPE] [--agent ID] [--json]
+
 MCP servers (tools of other programs for workers; each with --json)
   mcp list              every server and how its connection is
   mcp add NAME ...      NAME -- COMMAND ARGS [--env N=V], or NAME --url URL [--header N=V]
@@ -91,9 +103,29 @@ Keys (stored encrypted; the configuration names them as secret:NAME)
   secret unlock         give a running program the passphrase [--remember: the kernel's keyring keeps it]
   secret lock           take the passphrase out of the kernel's keyring
 
+Providers of models (whether it runs or not)
+  provider list         which there are and whether they can be used [--json]
+  provider set ID       set one up: its key is asked for and tried [--key-env NAME] [--model ID/MODEL] [--keep-routes]
+  provider test ID      ask it one word now [--model ID/MODEL]; also provider rm ID
+
+Signing in (Anthropic's subscriptions; read the note on their terms that login shows)
+  auth login            sign in with a browser anywhere [--console: an account that pays by use] [--no-browser]
+  auth status           does the login count, until when [--json]; also auth refresh, auth logout
+
 Files
   config check          read the configuration and say what is wrong with it
+  config show [TABLE]   what counts and where each value comes from [--agent ID] [--all] [--json]
+  config explain KEY    what a key means, what it may be, what it is now; config get KEY prints the value alone
+  config set KEY VALUE  change the file, its comments stay; also config unset KEY, config edit [--agent ID]
+  config schema         a JSON Schema of the file, for editors
   prompts reload        take over changed prompt and identity files now
+
+Looking after it
+  doctor                look at everything that tends to go wrong, and say the mend [--online] [--json]
+  backup [FILE]         everything into one file, while it runs or not [--no-workspace] [--with-secrets]
+  restore FILE          take a backup over; what is there is put aside [--force]
+  service install       have systemd start and watch it; also service uninstall, service status
+                        --user, --system, --dry-run
 
 Options
   -c, --config PATH     configuration file; its folder holds everything else (default: ~/.spacebot/config.toml)
@@ -167,6 +199,10 @@ def _run(options: "Namespace", load_app: Callable[[], "AppMain"], command: Calla
         paths = InstancePaths.find(Path(options.config) if options.config else None)
         if options.config and not paths.config.exists():
             print(f"warning: {paths.config} does not exist; the environment alone decides", file=sys.stderr)
+        if os.environ.get("SPACEBOT_DEPLOYMENT"):
+            from spacebot.cli.deployment import read_token
+
+            read_token(paths)
         run: Callable[[InstancePaths, Program, Namespace], int] = options.run
         code = run(paths, Program(load_app=load_app, command=command), options)
         sys.stdout.flush()
@@ -183,7 +219,7 @@ def _parse(words: Sequence[str]) -> "Namespace":
     # mix with ours. Other commands have it as before.
     end = words.index("--") if "--" in words and _is_mcp_add(words) else len(words)
     # Not by set_defaults: parent and command share these options, and the command's default would win.
-    return _parser().parse_args(words[:end], Namespace(config=None, debug=False, behind=list(words[end + 1 :])))
+    return _parser(words).parse_args(words[:end], Namespace(config=None, debug=False, behind=list(words[end + 1 :])))
 
 
 def _is_mcp_add(words: Sequence[str]) -> bool:
@@ -192,16 +228,10 @@ def _is_mcp_add(words: Sequence[str]) -> bool:
     return plain[:2] == ["mcp", "add"]
 
 
-def _parser() -> "ArgumentParser":
+def _parser(words: Sequence[str]) -> "ArgumentParser":
     from argparse import SUPPRESS, ArgumentParser
 
-    from spacebot.cli.cron import add_cron_commands
-    from spacebot.cli.mcp import add_mcp_commands
-    from spacebot.cli.memory import add_memory_commands
-    from spacebot.cli.messaging import add_messaging_commands
-    from spacebot.cli.secret import add_secret_commands
-    from spacebot.cli.skill import add_skill_commands
-    from spacebot.cli.worker import add_worker_commands
+    from spacebot.cli.groups import add_groups
 
     class Parser(ArgumentParser):
         def format_help(self) -> str:
@@ -220,6 +250,11 @@ def _parser() -> "ArgumentParser":
         command.set_defaults(run=run)
         return command
 
+    command = add("init", _init, "First steps: a provider of models, an agent, a platform.")
+    if "init" in words:
+        from spacebot.cli.init import add_init_options
+
+        add_init_options(command)
     for name, run in (("start", _start), ("restart", _restart)):
         command = add(name, run, f"{name.capitalize()} the program.")
         command.add_argument("-f", "--foreground", action="store_true", default=False, help="stay in this terminal")
@@ -239,22 +274,18 @@ def _parser() -> "ArgumentParser":
     command = add("logs", _logs, "Show the newest lines of the log.")
     command.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="how many (default: 50)")
     command.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
-    add_memory_commands(
-        add("memory", _memory, "What an agent knows."), lambda *words: add(words[0], _memory, *words[1:])
-    )
-    add_cron_commands(add("cron", _cron, "Schedules."), lambda *words: add(words[0], _cron, *words[1:]))
-    add_worker_commands(add("worker", _worker, "Workers."), lambda *words: add(words[0], _worker, *words[1:]))
-    add_mcp_commands(add("mcp", _mcp, "MCP servers."), lambda *words: add(words[0], _mcp, *words[1:]))
-    add_messaging_commands(
-        add("messaging", _messaging, "The connections to platforms."),
-        lambda *words: add(words[0], _messaging, *words[1:]),
-    )
-    add_secret_commands(
-        add("secret", _secret, "Keys, stored encrypted."), lambda *words: add(words[0], _secret, *words[1:])
-    )
-    add_skill_commands(add("skill", _skill, "Recipes for workers."), lambda *words: add(words[0], _skill, *words[1:]))
-    group = add("config", _config_check, "The configuration file.").add_subparsers(metavar="check", required=True)
-    add("check", _config_check, "Read the file and say what is wrong with it.", group)
+    command = add("usage", _usage, "What models cost.")
+    command.add_argument("--days", metavar="N", type=int, default=30, help="how many, today included (default: 30)")
+    command.add_argument("--agent", metavar="ID", help="of one agent only (default: all)")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command = add("models", _models, "The models that can be asked.")
+    command.add_argument("--provider", metavar="P", help="of one provider only")
+    command.add_argument("--refresh", action="store_true", help="fetch the catalogue from models.dev first")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command = add("doctor", _doctor, "Look at everything that tends to go wrong.")
+    command.add_argument("--online", action="store_true", help="also ask providers and platforms; costs a few tokens")
+    command.add_argument("--json", action="store_true", help="for programs")
+    add_groups(add, words)
     group = add("prompts", _prompts_reload, "Prompt templates.").add_subparsers(metavar="reload", required=True)
     add("reload", _prompts_reload, "Take over changed prompt and identity files now.", group)
     return parser
@@ -264,6 +295,12 @@ def _start(paths: "InstancePaths", program: "Program", options: "Namespace") -> 
     from spacebot.cli.daemon import start
 
     return start(paths, program, foreground=options.foreground, debug=options.debug)
+
+
+def _init(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.init import run_init
+
+    return run_init(paths, program, options)
 
 
 def _stop(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
@@ -314,54 +351,22 @@ def _logs(paths: "InstancePaths", program: "Program", options: "Namespace") -> i
     return show_logs(paths, lines=options.lines, follow=options.follow)
 
 
-def _memory(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
-    from spacebot.cli.memory import run_memory
+def _usage(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.usage import show_usage
 
-    return run_memory(paths, options)
-
-
-def _cron(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
-    from spacebot.cli.cron import run_cron
-
-    return run_cron(paths, options)
+    return show_usage(paths, options)
 
 
-def _worker(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
-    from spacebot.cli.worker import run_worker
+def _models(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.usage import show_models
 
-    return run_worker(paths, options)
-
-
-def _mcp(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
-    from spacebot.cli.mcp import run_mcp
-
-    return run_mcp(paths, options)
+    return show_models(paths, options)
 
 
-def _messaging(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
-    from spacebot.cli.messaging import show_messaging, try_adapter
+def _doctor(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
+    from spacebot.cli.doctor import run_doctor
 
-    if options.adapter is None:
-        return show_messaging(paths, as_json=options.json)
-    return try_adapter(paths, options.adapter, options.target, " ".join(options.text), as_json=options.json)
-
-
-def _secret(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
-    from spacebot.cli.secret import run_secret
-
-    return run_secret(paths, options)
-
-
-def _skill(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
-    from spacebot.cli.skill import run_skill
-
-    return run_skill(paths, options)
-
-
-def _config_check(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:
-    from spacebot.cli.check import check_config
-
-    return check_config(paths)
+    return run_doctor(paths, online=options.online, as_json=options.json)
 
 
 def _prompts_reload(paths: "InstancePaths", program: "Program", options: "Namespace") -> int:

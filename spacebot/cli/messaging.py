@@ -7,7 +7,7 @@ Source:  messaging spec 16; the other side is `api/messaging_control.py`
 
 import json
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,3 +97,10 @@ def adapter_words(instance: Mapping[str, Any]) -> str:
 
 def _moment(text: str) -> str:
     return f"{text[:16].replace('T', ' ')} UTC"
+
+
+def run_messaging(paths: InstancePaths, options: Namespace) -> int:
+    """Do it; errors are raised."""
+    if options.adapter is None:
+        return show_messaging(paths, as_json=options.json)
+    return try_adapter(paths, options.adapter, options.target, " ".join(options.text), as_json=options.json)

@@ -11,12 +11,15 @@ import json
 import logging
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 import trio
 
+from spacebot.api.control import EXIT_RESTART
 from spacebot.base.control_address import control_address
 from spacebot.base.errors import SpacebotError
 from spacebot.base.notify import Notifier
@@ -24,6 +27,7 @@ from spacebot.base.paths import InstancePaths
 from spacebot.base.telemetry import kv
 from spacebot.config.store import ConfigStore
 from spacebot.storage.live_secrets import LiveSecrets
+from spacebot.storage.restore import forget_old_states
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +100,7 @@ class _Server:
         self._has_terminal = os.isatty(STDERR)
         self._scope = trio.CancelScope()
         self._code = 0
+        self._ready = trio.Event()
 
     async def run(self) -> int:
         failure: Exception | None = None
@@ -103,6 +108,7 @@ class _Server:
             await nursery.start(self._obey_signals)
             if self._notifier.watchdog_s is not None:
                 nursery.start_soon(self._stay_alive, self._notifier.watchdog_s)
+            nursery.start_soon(self._tidy_after_start)
             try:
                 with self._scope:
                     self._code = await self._app_main(
@@ -110,7 +116,10 @@ class _Server:
                     )
             except Exception as error:  # out of the nursery as itself, not in a group
                 failure = _only(error)
-            self._notifier.stopping()
+            if self._code == EXIT_RESTART:
+                self._notifier.reloading()  # the same process goes on; after "stopping" the manager would end it
+            else:
+                self._notifier.stopping()
             nursery.cancel_scope.cancel()
         if failure is not None:
             if isinstance(failure, SpacebotError):
@@ -123,6 +132,7 @@ class _Server:
     def _note_ready(self, info: ReadyInfo) -> None:
         self._notifier.ready(f"model {info.model_label}")
         self._on_ready(info.urls, info.model_label)
+        self._ready.set()
 
     async def _obey_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         ends = 0
@@ -163,7 +173,7 @@ class _Server:
     async def _reload(self) -> None:
         self._notifier.reloading()
         if not await self._command("config_reload"):
-            self._store.reload()  # logs what is wrong with the file
+            await self._store.refresh()  # logs what is wrong with the file
         await self._command("prompts_reload")
         self._notifier.ready()
 
@@ -178,6 +188,12 @@ class _Server:
         with suppress(ValueError):
             return bool(answer) and json.loads(answer).get("result") == "ok"
         return False
+
+    async def _tidy_after_start(self) -> None:
+        """A good start is the sign that what a restore has put aside may go, in its time."""
+        await self._ready.wait()
+        for folder in await trio.to_thread.run_sync(partial(forget_old_states, self._paths, now=time.time())):
+            log.info("old state removed", extra=kv(folder=folder.name))
 
     async def _stay_alive(self, watchdog_s: float) -> None:
         while True:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,15 +52,21 @@ def show_status(paths: InstancePaths, *, as_json: bool) -> int:
 def _print_status(status: Answer) -> None:
     from spacebot.cli.mcp import server_words
     from spacebot.cli.messaging import adapter_words
+    from spacebot.cli.usage import budget_words
 
     print(f"spacebot {status.get('version')} is running (pid {status['pid']}, {format_span(status['uptime_seconds'])})")
     for url in status.get("urls", ()):
         print(f"web chat:  {url}")
-    model = status.get("model", "")
-    print(f"model:     {model}{' (built-in rules: no provider key was found)' if model.startswith('demo/') else ''}")
+    _print_model(status)
     print(f"sandbox:   {status.get('sandbox')}")
     print(f"secrets:   {_secret_words(status.get('secrets', {}))}")
     print(f"agents:    {', '.join(status.get('agents', ()))}")
+    for agent in status.get("agent_views", ()):
+        if agent["state"] != "running":
+            print(f"warning: agent {agent['id']} is {agent['state']}: {agent['reason']}".rstrip(": "), file=sys.stderr)
+    for budget in status.get("budgets", ()):
+        if budget["state"] != "none":
+            print(f"budget:    {budget_words(budget)}")
     for agent_id, words in status.get("permissions", {}).items():
         print(f"rights:    {agent_id}: {words}")
     kinds = ("channel", "turn", "branch", "worker")
@@ -74,8 +81,19 @@ def _print_status(status: Answer) -> None:
             if server["enabled"]:
                 of_agent = f"{agent['agent_id']}: " if len(status["mcp"]) > 1 else ""
                 print(f"mcp:       {of_agent}{server_words(server)}")
+    if (update := status.get("update") or {}).get("update_available"):
+        print(f"update:    {update['latest_version']} is there: {update.get('release_url') or ''}".rstrip())
     for warning in status.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _print_model(status: Answer) -> None:
+    model = status.get("model", "")
+    print(f"model:     {model}{' (built-in rules: no provider key was found)' if model.startswith('demo/') else ''}")
+    if (login := status.get("login")) is not None:
+        print(f"login:     {login['state']}{f' ({problem})' if (problem := login['problem']) else ''}")
+    if status.get("needs_setup"):
+        print("setup:     no provider of models is set up yet; run: spacebot init")
 
 
 def _secret_words(secrets: Mapping[str, Any]) -> str:
@@ -200,12 +218,23 @@ def show_logs(paths: InstancePaths, *, lines: int, follow: bool) -> int:
     if not follow and not path.exists():
         raise RefusedError(f"there is no log yet at {path}")
     with _wait_for(path) as file:
-        for line in _last_lines(file, lines):
+        newest = _last_lines(file, lines)
+        for line in (*_before(path, lines - len(newest)), *newest):
             sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
         if follow:
             _follow(path, file)
     return 0
+
+
+def _before(path: Path, count: int) -> list[bytes]:
+    """The end of the file before this one, shortly after a change of files."""
+    from spacebot.base.log_file import old_files
+
+    for old in reversed(old_files(path)[-1:] if count > 0 else []):
+        with suppress(OSError), old.open("rb") as file:
+            return _last_lines(file, count)
+    return []
 
 
 def _last_lines(file: BinaryIO, count: int) -> list[bytes]:
@@ -237,9 +266,11 @@ def _follow(path: Path, file: BinaryIO) -> None:
             replaced = path.stat().st_ino != os.fstat(current.fileno()).st_ino
         except FileNotFoundError:
             continue
-        if replaced and not current.read(1):
+        if replaced and not (rest := current.read(BLOCK)):  # nothing more came before the change of files
             current.close()
-            current = path.open("rb")
+            current = _wait_for(path)
+        elif replaced:
+            sys.stdout.buffer.write(rest)
 
 
 def _wait_for(path: Path) -> BinaryIO:

@@ -171,21 +171,10 @@ def _list(paths: InstancePaths, options: Namespace) -> int:
 
 
 def _described(paths: InstancePaths, options: Namespace, skill: "Skill") -> dict[str, Any]:
-    from spacebot.tools.skill_install import Installer, state_of
+    from spacebot.tools.skill_install import Installer, described
 
     root = _root(paths, options, skill)
-    record = Installer(root).records().get(skill.folder.relative_to(root).as_posix())
-    return {
-        "name": skill.name,
-        "description": skill.description,
-        "category": skill.category,
-        "file_path": str(skill.file),
-        "base_dir": str(skill.folder),
-        "source": skill.source,
-        "from": record and record.source,
-        "installed_at": record and record.installed_at,
-        "state": state_of(skill.folder, record),
-    }
+    return described(skill, root, Installer(root).records())
 
 
 def _info(paths: InstancePaths, options: Namespace) -> int:

@@ -9,31 +9,35 @@ Source:  control spec 1.11 and 4.7; messaging spec 16
 """
 
 import copy
+import fcntl
 import os
 import secrets
 import stat
 import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spacebot.base.errors import ConfigError, NotFoundError, RefusedError
-from spacebot.config.load import LoadedConfig, load_config, read_source
+from spacebot.base.errors import BusyError, ConfigError, NotFoundError, RefusedError
+from spacebot.config.environment import read_environment
+from spacebot.config.lists import SERVER_LISTS, Tables, lists, server_lists
+from spacebot.config.load import LoadedConfig, load_config, parse_source, read_bytes, read_source
 from spacebot.config.messaging import BindingConfig
-
-if TYPE_CHECKING:
-    from spacebot.config.layout import Layout
+from spacebot.config.wording import to_toml
 
 Value = str | int | bool | list[str]
-Tables = dict[str, Any]
 Change = Callable[[Tables], None]
 
 _IDENTITY = ("agent_id", "channel", "guild_id", "workspace_id", "chat_id")
 _FIELDS = tuple(name for name in BindingConfig.model_fields if name != "is_served")
-_SERVER_LISTS = (("mcp_servers",), ("defaults", "mcp"))  # what all agents get
 _TRIES = 3  # somebody may save the file in the same blink
+
+
+class UnsoundChangeError(ConfigError):
+    """The file was sound, and would no longer be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +66,25 @@ class ConfigEditor:
 
     Args:
         load: checks what would become of the file.
+        environ: what a first file is made of; None means the environment of the program.
     """
 
-    def __init__(self, path: Path, *, load: Callable[[Path], LoadedConfig] = load_config) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        load: Callable[[Path], LoadedConfig] = load_config,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self._path = path
         self._load = load
+        self._environ = os.environ if environ is None else environ
         self._lock = threading.Lock()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
 
     @property
     def has_file(self) -> bool:
@@ -119,13 +136,100 @@ class ConfigEditor:
 
         self._edit(change)
 
+    def text(self) -> str:
+        """The file as it is; empty when there is none. Errors: ConfigError when it cannot be read as text."""
+        raw = read_bytes(self._path.resolve())
+        try:
+            return "" if raw is None else raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{self._path} is not UTF-8 text; save it in that encoding") from error
+
+    def replace_text(self, text: str, *, before: str) -> Path | None:
+        """Put another text in the file's place; what was there is kept beside it, as `config.toml.bak`.
+
+        Args:
+            before: the text that the new one was made from.
+
+        Returns the copy, None when there was no file.
+
+        Errors: BusyError when the file was changed meanwhile.
+        """
+        target = self._path.resolve()
+        with self._lock:
+            if (there := self.text()) != before:
+                raise BusyError(f"{self._path} was changed meanwhile; look at it again, then change it")
+            raw = read_bytes(target)
+            mark = b"\xef\xbb\xbf" if raw is not None and raw.startswith(b"\xef\xbb\xbf") else b""
+            if there == text and raw is not None:
+                return None
+            if not self._replace(target, raw, mark + text.encode(), backup=True):
+                raise BusyError(f"{self._path} was changed meanwhile; look at it again, then change it")
+        return None if raw is None else target.with_name(f"{target.name}.bak")
+
+    def change_tables(self, change: Change) -> None:
+        """Make any change to the values of the file, in one step.
+
+        Tables, the tables inside them and inside agents, accounts, bindings, agents and MCP servers are followed;
+        a change of anything else is refused.
+        """
+        self._edit(change)
+
+    def add_agent(self, fields: Mapping[str, Any]) -> None:
+        """Add an agent. Errors: RefusedError when there is one of that id."""
+
+        def change(tables: Tables) -> None:
+            agents = _list(tables, "agents", create=True)
+            if not agents:  # without a list there is one, called main; a list has to name it
+                agents.append({"id": "main", "default": True})
+            if _agent_place(agents, str(fields["id"])) is not None:
+                raise RefusedError(f"there is an agent {fields['id']!r} already; choose another id")
+            agents.append(dict(fields))
+
+        self._edit(change)
+
+    def remove_agent(self, agent_id: str, *, give_to: str | None = None) -> int:
+        """Take an agent away with its bindings, or give these to another agent; returns how many there were.
+
+        Errors: NotFoundError; RefusedError for the default agent, and when an account would be open to everybody
+            without these bindings.
+        """
+        count = 0
+
+        def change(tables: Tables) -> None:
+            nonlocal count
+            agents = _list(tables, "agents")
+            place = _agent_place(agents, agent_id)
+            default = next((entry for entry in agents if entry.get("default") is True), next(iter(agents), None))
+            if place is None:
+                if agent_id == "main" and not agents:
+                    raise RefusedError("the only agent cannot be deleted; make another first")
+                raise NotFoundError(f"the configuration file has no agent {agent_id[:80]!r}")
+            if agents[place] is default:
+                raise RefusedError(f"{agent_id!r} is the default agent; set default = true for another one first")
+            if give_to is not None and (give_to == agent_id or _agent_place(agents, give_to) is None):
+                raise RefusedError(f"bindings cannot go to {give_to[:80]!r}: there is no such agent")
+            del agents[place]
+            bindings = _list(tables, "bindings")
+            mine = [binding for binding in bindings if str(binding.get("agent_id")) == agent_id]
+            count = len(mine)
+            for binding in mine if give_to is not None else ():
+                binding["agent_id"] = give_to
+            if give_to is None:
+                kept = [binding for binding in bindings if str(binding.get("agent_id")) != agent_id]
+                _refuse_opening(mine, kept)
+                bindings[:] = kept
+                _drop_empty(tables)
+
+        self._edit(change)
+        return count
+
     def mcp_servers(self) -> list[dict[str, Any]]:
         """The MCP servers of all agents as they stand in the file, a later one of a name in place of an earlier.
 
         Errors: ConfigError.
         """
         tables = read_source(self._path).tables
-        found = {str(entry.get("name")): dict(entry) for entries in _server_lists(tables) for entry in entries}
+        found = {str(entry.get("name")): dict(entry) for entries in server_lists(tables) for entry in entries}
         return list(found.values())
 
     def add_mcp_server(self, fields: Mapping[str, Any]) -> None:
@@ -164,7 +268,7 @@ class ConfigEditor:
         def change(tables: Tables) -> None:
             entries, place = _server_place(tables, name)
             del entries[place]
-            for path in _SERVER_LISTS:
+            for path in SERVER_LISTS:
                 table = tables if len(path) == 1 else tables.get(path[0], {})
                 if table.get(path[-1]) == []:
                     del table[path[-1]]
@@ -181,43 +285,46 @@ class ConfigEditor:
     def _try_edit(self, change: Change) -> bool:
         """Make a change; False when the file was saved by somebody else meanwhile."""
         target = self._path.resolve()  # a link stays a link
-        raw = _read(target)
-        source = read_source(target)  # says in words what is wrong with a broken file
-        text = self._first_text() if raw is None else raw.decode("utf-8-sig")
-        values = source.tables if raw is not None else tomllib.loads(text)
+        raw = read_bytes(target)
+        if raw is None:
+            text = self._first_text()
+            values = tomllib.loads(text)
+        else:  # the very bytes that are changed; somebody may save the file at any time
+            values = parse_source(target, raw).tables  # says in words what is wrong with a broken file
+            text = raw.decode("utf-8-sig")
         before = copy.deepcopy(values)
-        places = {id(entry): i for entries in _lists(values) for i, entry in enumerate(entries)}
+        places = {id(entry): i for entries in lists(values) for i, entry in enumerate(entries)}
         change(values)
-        changed = self._follow(text, before, values, places)
+        changed = self._followed(text, before, values, places)
         if changed == text and raw is not None:
             return True
         mark = b"\xef\xbb\xbf" if raw is not None and raw.startswith(b"\xef\xbb\xbf") else b""
         return self._replace(target, raw, mark + changed.encode())
 
-    def _follow(self, text: str, before: Tables, after: Tables, places: Mapping[int, int]) -> str:
+    def _followed(self, text: str, before: Tables, after: Tables, places: Mapping[int, int]) -> str:
         """The owner's text with the change that was made to its values."""
-        from spacebot.config.layout import Layout, LayoutError
+        from spacebot.config.following import follow  # brings the library that only changes need
 
-        layout = Layout(text)
-        try:
-            _follow_accounts(layout, before.get("messaging", {}), after.get("messaging", {}), places)
-            _follow_list(layout, ("bindings",), before.get("bindings", []), after.get("bindings", []), places)
-            for path in _SERVER_LISTS:
-                _follow_list(layout, path, _servers_at(before, path), _servers_at(after, path), places)
-            if _normal(tomllib.loads(layout.text)) == _normal(after):
-                return layout.text
-        except (LayoutError, tomllib.TOMLDecodeError):
-            pass  # told below
-        raise ConfigError(f"{self._path} is laid out in a way that only a person can change; edit it by hand")
+        if (changed := follow(text, before, after, places)) is None:
+            raise ConfigError(f"{self._path} is laid out in a way that only a person can change; edit it by hand")
+        return changed
 
     def _first_text(self) -> str:
-        """A file to begin with: what the environment alone has connected so far stays connected."""
+        """A file to begin with: what the environment alone has connected so far stays connected, and as narrow."""
+        found = read_environment(self._environ, has_file=False).below
         lines = ["# Written by Spacebot; change what you like.\n"]
         for _, key, _ in self._load(self._path).config.messaging.accounts():
             lines.append(f"\n[messaging.{key}]  # its credentials come from the environment\n")
+            table = found.get("messaging", {}).get(key, {})
+            lines += [f"{name} = {to_toml(value)}\n" for name, value in table.items() if name != "auth_token"]
+            if "auth_token" in table:
+                lines.append('auth_token = "env:WEBHOOK_AUTH_TOKEN"\n')
+        for binding in found.get("bindings", []):
+            lines.append("\n[[bindings]]\n")
+            lines += [f"{name} = {to_toml(value)}\n" for name, value in binding.items()]
         return "".join(lines)
 
-    def _replace(self, target: Path, before: bytes | None, after: bytes) -> bool:
+    def _replace(self, target: Path, before: bytes | None, after: bytes, *, backup: bool = False) -> bool:
         draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
             mode = stat.S_IMODE(target.stat().st_mode) if before is not None else 0o600
@@ -229,64 +336,72 @@ class ConfigEditor:
                 file.flush()
                 os.fsync(file.fileno())
             self._check(draft)
-            if _read(target) != before:
-                return False
-            draft.replace(target)
-            _sync_folder(target.parent)
+            with _alone_in(target.parent):
+                if read_bytes(target) != before:
+                    return False
+                if backup and before is not None:
+                    self._keep(target, before, mode)
+                draft.replace(target)
         except OSError as error:
             raise ConfigError(f"{self._path} cannot be written ({error.strerror}); check its permissions") from error
         finally:
             draft.unlink(missing_ok=True)
         return True
 
+    @staticmethod
+    def _keep(target: Path, before: bytes, mode: int) -> None:
+        """Put what was there beside the file, in one step too."""
+        copy_of = target.with_name(f"{target.name}.bak")
+        draft = target.with_name(f".{copy_of.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            draft.touch(mode=0o600, exist_ok=False)
+            draft.write_bytes(before)
+            draft.chmod(mode)
+            draft.replace(copy_of)
+        finally:
+            draft.unlink(missing_ok=True)
+
     def _check(self, draft: Path) -> None:
         try:
             self._load(draft)
         except ConfigError as error:
             reason = str(error).replace(str(draft), str(self._path))
-            raise ConfigError(f"nothing was changed, because then: {reason}") from error
+            raise UnsoundChangeError(f"nothing was changed, because then: {reason}") from error
 
 
-def _read(path: Path) -> bytes | None:
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other programs of ours from changing the file meanwhile; at the end the folder is on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lists(values: Tables) -> Iterator[list[Any]]:
-    """All lists of tables that may change."""
-    yield _tables_in(values.get("bindings"))
-    yield from _server_lists(values)
-    messaging = values.get("messaging")
-    for account in messaging.values() if isinstance(messaging, dict) else ():
-        yield _tables_in(account.get("instances") if isinstance(account, dict) else None)
+def _agent_place(agents: list[Tables], agent_id: str) -> int | None:
+    return next((i for i, entry in enumerate(agents) if str(entry.get("id")) == agent_id), None)
 
 
-def _server_lists(values: Tables) -> list[list[Any]]:
-    return [_servers_at(values, path) for path in _SERVER_LISTS]
-
-
-def _servers_at(values: Tables, path: tuple[str, ...]) -> list[Any]:
-    found: Any = values
-    for part in path:
-        found = found.get(part) if isinstance(found, dict) else None
-    return _tables_in(found)
+def _refuse_opening(gone: list[Tables], kept: list[Tables]) -> None:
+    """Errors: RefusedError when what narrows an account down, to places or to people, would be gone altogether."""
+    narrowing = (("guild_id", "workspace_id", "chat_id", "channel_ids"), ("dm_allowed_users",))
+    for binding in gone:
+        account = (binding.get("channel"), binding.get("adapter") or "")
+        same = [other for other in kept if (other.get("channel"), other.get("adapter") or "") == account]
+        for keys in narrowing:
+            if any(binding.get(key) for key in keys) and not any(other.get(key) for other in same for key in keys):
+                raise RefusedError(
+                    f"without this agent's bindings {account[0]} would be open to everybody; name another agent that "
+                    "gets them (--give-to, give_to), or change them first"
+                )
 
 
 def _find_server(tables: Tables, name: str) -> tuple[list[Any], int] | None:
     """The list and the place of an MCP server; the later list counts, as it does for the reader."""
-    for entries in reversed(_server_lists(tables)):
+    for entries in reversed(server_lists(tables)):
         for place, entry in enumerate(entries):
             if str(entry.get("name")).strip() == name.strip():
                 return entries, place
@@ -301,59 +416,6 @@ def _server_place(tables: Tables, name: str) -> tuple[list[Any], int]:
             "changed by hand"
         )
     return found
-
-
-def _tables_in(value: Any) -> list[Any]:
-    return value if isinstance(value, list) and all(isinstance(entry, dict) for entry in value) else []
-
-
-def _follow_accounts(layout: "Layout", before: Tables, after: Tables, places: Mapping[int, int]) -> None:
-    for platform in [*after, *(platform for platform in before if platform not in after)]:
-        old, new, path = before.get(platform), after.get(platform), ("messaging", platform)
-        if old == new:
-            continue
-        if new is None:
-            layout.remove_table(path)
-            continue
-        keys, gone = _difference(old or {}, new)
-        if keys or gone or (old is None and not new.get("instances")):
-            layout.set_keys(path, keys, gone)
-        _follow_list(layout, (*path, "instances"), (old or {}).get("instances", []), new.get("instances", []), places)
-
-
-def _follow_list(
-    layout: "Layout", path: tuple[str, ...], before: list[Tables], after: list[Tables], places: Mapping[int, int]
-) -> None:
-    kept = {places[id(entry)]: entry for entry in after if id(entry) in places}
-    for i in reversed(range(len(before))):
-        if i not in kept:
-            layout.remove_element(path, i)
-    for number, entry in enumerate(kept.values()):
-        keys, gone = _difference(before[places[id(entry)]], entry)
-        if keys or gone:
-            layout.set_element(path, number, keys, gone)
-    for entry in after:
-        if id(entry) not in places:
-            layout.add_element(path, entry)
-
-
-def _difference(before: Tables, after: Tables) -> tuple[Tables, list[str]]:
-    """Keys with a new value, and keys that are gone; an equal list keeps its comments."""
-    keys = {name: value for name, value in after.items() if name != "instances" and before.get(name) != value}
-    return keys, [name for name in before if name not in after and name != "instances"]
-
-
-def _normal(values: Tables) -> Tables:
-    """Without tables that hold nothing: their header may stay or go."""
-    if values.get("defaults") == {}:
-        values = {name: value for name, value in values.items() if name != "defaults"}
-    messaging = values.get("messaging")
-    if not isinstance(messaging, dict):
-        return values
-    kept = {platform: account for platform, account in messaging.items() if account != {}}
-    return {name: value for name, value in values.items() if name != "messaging"} | (
-        {"messaging": kept} if kept else {}
-    )
 
 
 def _sub(tables: Tables, name: str) -> Tables | None:

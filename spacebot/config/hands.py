@@ -98,19 +98,52 @@ PROFILES = {
 
 
 class PermissionsConfig(Table):
-    """`[agents.permissions]`: a profile, and keys that differ from it. None means: as the profile says."""
+    """`[defaults.permissions]`: what workers may do: a profile, and keys that differ from it."""
 
-    profile: Profile = Profile.STANDARD
-    file_read: Reach | Globs | None = None
-    file_write: Reach | Globs | None = None
-    shell: Reach | None = None
-    exec: ExecRule | None = None
-    exec_allowlist: tuple[str, ...] | None = None  # base names of programs
-    browser: bool | None = None
-    browser_js_eval: bool | None = None
-    browser_url_allowlist: tuple[str, ...] | None = None  # patterns with *
-    network_outbound: bool | None = None
-    network_allow_private: bool | tuple[str, ...] | None = None
+    profile: Profile = Field(
+        default=Profile.STANDARD, description="How far the people are trusted who talk with the agent."
+    )
+    file_read: Reach | Globs | None = Field(
+        default=None,
+        description="What workers may read: nothing, the workspace, everything, or patterns of paths beside the "
+        "workspace. Left out, as the profile says.",
+        examples=[["/srv/docs/**"]],
+    )
+    file_write: Reach | Globs | None = Field(
+        default=None, description="What workers may write, in the same words.", examples=["workspace"]
+    )
+    shell: Reach | None = Field(
+        default=None, description="Where the shell may work. Left out, as the profile says.", examples=["deny"]
+    )
+    exec: ExecRule | None = Field(
+        default=None,
+        description="Which programs may be started. Left out, as the profile says.",
+        examples=["allowlist"],
+    )
+    exec_allowlist: tuple[str, ...] | None = Field(
+        default=None, description="Names of the programs that exec = 'allowlist' means.", examples=[["git", "make"]]
+    )
+    browser: bool | None = Field(
+        default=None, description="Whether workers have a browser. Left out, as the profile says.", examples=[False]
+    )
+    browser_js_eval: bool | None = Field(
+        default=None,
+        description="Whether workers may run scripts in pages. Left out, as the profile says.",
+        examples=[False],
+    )
+    browser_url_allowlist: tuple[str, ...] | None = Field(
+        default=None,
+        description="Addresses that the browser may open, with * as a pattern. Left out or empty: the public internet.",
+        examples=[["https://*.example.org/*"]],
+    )
+    network_outbound: bool | None = Field(
+        default=None, description="Whether commands reach the network. Left out, as the profile says.", examples=[False]
+    )
+    network_allow_private: bool | tuple[str, ...] | None = Field(
+        default=None,
+        description="Hosts in private networks that may be opened, as host or host:port; true opens all of them.",
+        examples=[["wiki.lan:8080"]],
+    )
 
     @property
     def effective(self) -> Permissions:
@@ -130,13 +163,27 @@ class ClosePolicy(StrEnum):
 class BrowserConfig(Table):
     """`[defaults.browser]`: the browser of workers."""
 
-    enabled: bool = True
-    headless: bool = True
-    evaluate_enabled: bool = False  # scripts of the model in pages
-    executable_path: Path | None = None  # None: CHROME, CHROME_PATH, then the usual places
-    screenshot_dir: Path | None = None  # None: screenshots/ in the workspace
-    persist_session: bool = False  # one browser for all workers of an agent, which keeps its cookies
-    close_policy: ClosePolicy = ClosePolicy.CLOSE_BROWSER  # with persist_session
+    enabled: bool = Field(default=True, description="Whether workers have a browser.")
+    headless: bool = Field(default=True, description="Whether it runs without a window.")
+    evaluate_enabled: bool = Field(
+        default=False, description="Whether workers may run scripts of their own in pages; the permissions must too."
+    )
+    executable_path: Path | None = Field(
+        default=None,
+        description="The browser's program; left out, the variables CHROME and CHROME_PATH, then the usual places.",
+        examples=["/usr/bin/chromium"],
+    )
+    screenshot_dir: Path | None = Field(
+        default=None,
+        description="Where pictures of pages go; left out, screenshots/ in the workspace.",
+        examples=["/srv/shots"],
+    )
+    persist_session: bool = Field(
+        default=False, description="Whether one browser serves all workers of an agent and keeps its cookies."
+    )
+    close_policy: ClosePolicy = Field(
+        default=ClosePolicy.CLOSE_BROWSER, description="What becomes of it when a worker ends, with persist_session."
+    )
 
 
 Answer = Literal["allow", "ask", "deny"]
@@ -145,37 +192,53 @@ Answer = Literal["allow", "ask", "deny"]
 class OpenCodePermissions(Table):
     """`[defaults.opencode.permissions]`: what OpenCode may do without asking."""
 
-    edit: Answer = "allow"
-    bash: Answer = "allow"
-    webfetch: Answer = "allow"
+    edit: Answer = Field(default="allow", description="Changing files.")
+    bash: Answer = Field(default="allow", description="Running commands.")
+    webfetch: Answer = Field(default="allow", description="Fetching pages.")
 
 
 class OpenCodeConfig(Table):
     """`[defaults.opencode]`: the coding agent that workers may be."""
 
-    enabled: bool = False
-    path: str = Field(default="opencode", min_length=1)
-    max_servers: int = Field(default=5, ge=1, le=100)
-    server_startup_timeout_secs: float = Field(default=30, gt=0, le=600)
-    max_restart_retries: int = Field(default=5, ge=0, le=100)
+    enabled: bool = Field(default=False, description="Whether workers may be OpenCode.")
+    path: str = Field(default="opencode", min_length=1, description="The program: a name in PATH, or a path.")
+    max_servers: int = Field(default=5, ge=1, le=100, description="Servers of it that run at a time.")
+    server_startup_timeout_secs: float = Field(
+        default=30, gt=0, le=600, description="Seconds that a server has to begin."
+    )
+    max_restart_retries: int = Field(
+        default=5, ge=0, le=100, description="How often a server that ended is started again."
+    )
     permissions: OpenCodePermissions = OpenCodePermissions()
 
 
 class McpServerConfig(Table):
-    """`[[mcp_servers]]`, `[[defaults.mcp]]`, `[[agents.mcp]]`: a server whose tools workers get.
+    """`[[mcp_servers]]`: an MCP server whose tools workers get; also `[[defaults.mcp]]` and `[[agents.mcp]]`.
 
     `${NAME}` in command, args, env, url and headers is filled in when a connection is made.
     """
 
-    name: str = Field(min_length=1, max_length=64)
-    transport: Literal["stdio", "http"]
-    enabled: bool = True
-    command: str | None = None
-    args: tuple[str, ...] = ()
-    env: dict[str, SecretStr] = Field(default={})
-    url: str | None = None
-    headers: dict[str, SecretStr] = Field(default={})
-    call_timeout_secs: float = Field(default=60, gt=0, le=3600)  # of one call; news of its progress begin it again
+    name: str = Field(min_length=1, max_length=64, description="Name of the server, with which its tools' names begin.")
+    transport: Literal["stdio", "http"] = Field(
+        description="How it is reached: as a program that is started, or at an address."
+    )
+    enabled: bool = Field(default=True, description="Whether it is connected.")
+    command: str | None = Field(default=None, description="The program to start, for stdio.", examples=["npx"])
+    args: tuple[str, ...] = Field(default=(), description="Words behind the command.", examples=[["-y", "a-server"]])
+    env: dict[str, SecretStr] = Field(
+        default={}, description="Variables of the program.", examples=[{"API_KEY": "${MY_API_KEY}"}]
+    )
+    url: str | None = Field(
+        default=None, description="Address of the server, for http.", examples=["https://mcp.example.org"]
+    )
+    headers: dict[str, SecretStr] = Field(
+        default={},
+        description="Headers of every request, for http.",
+        examples=[{"Authorization": "Bearer ${MY_TOKEN}"}],
+    )
+    call_timeout_secs: float = Field(
+        default=60, gt=0, le=3600, description="Seconds that one call has; news of its progress begin them anew."
+    )
 
     @field_validator("name")
     @classmethod

@@ -46,17 +46,20 @@ class Layout:
 
     def set_keys(self, path: Path, keys: Mapping[str, Any], gone: Sequence[str]) -> None:
         """Set and remove keys of a table; one that has no section yet gets one, behind its relatives."""
-        place = next((i for i, s in enumerate(self._sections) if s.path == path and not s.is_element), None)
-        if place is None:
-            if gone:
-                raise LayoutError
-            self._insert(self._behind(path), path, keys, is_element=False)
-        else:
-            self._change(place, keys, gone)
+        self._set(range(len(self._sections)), (), path, self._behind(path), keys, gone)
 
     def set_element(self, path: Path, number: int, keys: Mapping[str, Any], gone: Sequence[str]) -> None:
         """The same for an element of a list of tables."""
         self._change(self._element(path, number), keys, gone)
+
+    def set_below(self, path: Path, number: int, below: Path, keys: Mapping[str, Any], gone: Sequence[str]) -> None:
+        """The same for a table inside an element; one that has no section yet gets one, behind the element's others."""
+        within = self._within(path, number)
+        self._set(within, path, below, within.stop, keys, gone)
+
+    def remove_below(self, path: Path, number: int, below: Path) -> None:
+        """Remove a table inside an element with everything below it."""
+        self._remove_all(self._within(path, number), path, below)
 
     def add_element(self, path: Path, keys: Mapping[str, Any]) -> None:
         """Add an element behind the others."""
@@ -71,10 +74,50 @@ class Layout:
 
     def remove_table(self, path: Path) -> None:
         """Remove a table with everything below it."""
-        for i in reversed(range(len(self._sections))):
-            section = self._sections[i]
-            if section.path == path or _is_below(section.path, path):
-                self._remove(i)
+        self._remove_all(range(len(self._sections)), (), path)
+
+    def _within(self, path: Path, number: int) -> range:
+        """The sections of an element, its own first."""
+        place = self._element(path, number)
+        end = place + 1
+        while end < len(self._sections) and _is_below(self._sections[end].path, path):
+            end += 1
+        return range(place, end)
+
+    def _set(
+        self, within: range, base: Path, below: Path, new: int, keys: Mapping[str, Any], gone: Sequence[str]
+    ) -> None:
+        """Set keys of a table where it stands: under its header, or inside a table above it, or in a new section.
+
+        Args:
+            base: the element that is gone into; `below` is the table's path inside it.
+            new: where a new section belongs.
+        """
+        if (found := self._holder(within, base, below)) is not None:
+            place, inside = found
+            self._change(place, keys, gone, inside)
+        elif gone:
+            raise LayoutError
+        else:
+            self._insert(new, (*base, *below), keys, is_element=False)
+
+    def _holder(self, within: range, base: Path, below: Path) -> tuple[int, Path] | None:
+        """The section in which a table stands, and the path that leads to it from there."""
+        for size in range(len(below), -1, -1):
+            for i in within:
+                section = self._sections[i]
+                is_own = section.path == (*base, *below[:size]) and (not section.is_element or size == 0)
+                if is_own and (size == len(below) or _holds(section, below[size])):
+                    return i, below[size:]
+        return None
+
+    def _remove_all(self, within: range, base: Path, below: Path) -> None:
+        whole = (*base, *below)
+        found = [i for i in within if self._sections[i].path == whole or _is_below(self._sections[i].path, whole)]
+        for i in reversed(found):
+            self._remove(i)
+        if not found and (holder := self._holder(within, base, below[:-1])) is not None:
+            self._change(holder[0], {}, [below[-1]], holder[1])
 
     def _element(self, path: Path, number: int) -> int:
         places = [i for i, section in enumerate(self._sections) if section.path == path and section.is_element]
@@ -110,7 +153,7 @@ class Layout:
             text += (newline if not tail.startswith(("\n", "\r\n")) else "") + tail
         self._sections.insert(place, Section(path, is_element, text))
 
-    def _change(self, place: int, keys: Mapping[str, Any], gone: Sequence[str]) -> None:
+    def _change(self, place: int, keys: Mapping[str, Any], gone: Sequence[str], inside: Path = ()) -> None:
         section = self._sections[place]
         body, tail = _cut_tail(section.text)
         try:
@@ -119,6 +162,10 @@ class Layout:
             for part in section.path:
                 table = table[part]
             table = table[0] if section.is_element else table
+            for part in inside:
+                if part not in table:
+                    table[part] = tomlkit.inline_table()
+                table = table[part]
             for key in gone:
                 del table[key]
             for key, value in keys.items():
@@ -176,6 +223,14 @@ def _path(header: str) -> Path:
         parts.append(part)
         found = found[part][0] if isinstance(found[part], list) else found[part]
     return tuple(parts)
+
+
+def _holds(section: Section, key: str) -> bool:
+    """Whether a section itself has a key, and not only another one below it."""
+    table: Any = tomllib.loads(section.text)
+    for part in section.path:
+        table = table[part]
+    return key in (table[0] if section.is_element else table)
 
 
 def _is_below(path: Path, of: Path) -> bool:

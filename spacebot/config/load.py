@@ -3,7 +3,8 @@
 Unknown keys are warnings, because a file may be older or newer than the program; wrong values are errors, all of
 them told at once. Precedence, field by field: agent, `[defaults]`, environment, built-in default.
 
-Flow:    read_source -> _Reader.read (reading.py: resolve, sort keys, validate; load_messaging.py) -> LoadedConfig
+Flow:    read_source -> _Reader.read (reading.py: resolve, sort keys, validate; load_llm.py, load_messaging.py)
+         -> LoadedConfig
 Floor:   config; may import base
 Source:  control spec 1.3, 1.5, 1.8 and 1.10
 """
@@ -11,56 +12,44 @@ Source:  control spec 1.3, 1.5, 1.8 and 1.10
 import hashlib
 import os
 import re
+import stat
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from spacebot.base.clock import parse_zone
 from spacebot.base.errors import ConfigError
-from spacebot.base.redaction import register_secret
+from spacebot.config.environment import Environment, read_environment
 from spacebot.config.hands import McpServerConfig
+from spacebot.config.load_llm import read_llm
 from spacebot.config.load_messaging import read_bindings, read_messaging
 from spacebot.config.model import (
     AgentConfig,
     AgentSettings,
     ApiConfig,
-    ApiType,
     Config,
     LlmConfig,
     MetricsConfig,
-    ProviderConfig,
     TelemetryConfig,
     UpdateConfig,
 )
-from spacebot.config.provider_table import ProviderEntry, provider_table
-from spacebot.config.reading import KeyPath, Reading, Source, Table
+from spacebot.config.provider_table import provider_table
+from spacebot.config.reading import ENDLESS_KEY, KeyPath, Reading, Source, Table, is_in
 from spacebot.config.risks import risks
 from spacebot.config.routing import RoutingConfig
 from spacebot.config.wording import brief, quote
 
-DEMO = "demo"
 MAX_FILE_BYTES = 4_000_000  # a configuration is kilobytes; more is a mistaken path
 
-# Keys that belong to the file's format and have no effect yet.
-_UNUSED_LLM = frozenset({"kilo_key", "opencode_go_key", "minimax_cn_key", "github_copilot_key"})
-_UNUSED_API_TYPES = frozenset({"openai_responses", "gemini", "kilo_gateway", "azure"})
 _ROLES = ("channel", "branch", "worker", "compactor", "cortex")
-_ROLES_BY_VARIABLE = {  # the narrower variable wins: later entries overwrite earlier ones
-    "SPACEBOT_MODEL": _ROLES,
-    "SPACEBOT_CHANNEL_MODEL": ("channel", "branch"),
-    "SPACEBOT_WORKER_MODEL": ("worker", "compactor", "cortex"),
+_WITHOUT_EFFECT = {  # keys of older files, by model
+    "CortexConfig": ("bulletin_max_turns",),  # a bulletin takes one call of a model
 }
-_TELEMETRY_VARIABLES = {  # these win over the file, as tools for tracing expect
-    "OTEL_EXPORTER_OTLP_ENDPOINT": "otlp_endpoint",
-    "OTEL_EXPORTER_OTLP_HEADERS": "otlp_headers",
-    "OTEL_SERVICE_NAME": "service_name",
-}
-_SEARCH_KEYS = ("BRAVE_SEARCH_API_KEY", "BRAVE_API_KEY")  # the first that is set counts
-_PROVIDER_ID = re.compile(r"[^\s/]{1,64}")
+_MOST_CIRCLES = 20
 _TOML_PLACE = re.compile(r"^(?P<what>.*) \(at (?:line (?P<line>\d+), column \d+|end of document)\)$", re.DOTALL)
 
 
@@ -71,6 +60,8 @@ class LoadedConfig:
     config: Config
     warnings: tuple[str, ...]
     content_hash: str  # SHA-256 of the file in hex; empty when there is no file
+    source: Source = field(repr=False, compare=False)  # the owner's words, credentials among them
+    origins: Mapping[KeyPath, str] = field(repr=False, compare=False)  # values of the environment -> their variable
 
 
 def load_config(
@@ -96,16 +87,12 @@ def read_source(path: Path) -> Source:
 
     Errors: ConfigError when it cannot be read, is not UTF-8 or is not TOML.
     """
-    try:
-        if path.exists() and not path.is_file():
-            what = "a directory" if path.is_dir() else "not a regular file"
-            raise ConfigError(f"{path} is {what}; name the configuration file itself")
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return Source(path, {}, "")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    raw = read_bytes(path)
+    return Source(path, {}, "") if raw is None else parse_source(path, raw)
+
+
+def parse_source(path: Path, raw: bytes) -> Source:
+    """Parse what a file holds. Errors: ConfigError when it is too large, not UTF-8 or not TOML."""
     if len(raw) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes; that is no configuration file")
     try:
@@ -113,6 +100,9 @@ def read_source(path: Path) -> Source:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}, line {line}: not UTF-8 text; save the file in that encoding") from error
+    if (endless := ENDLESS_KEY.search(text)) is not None:
+        line = text.count("\n", 0, endless.start()) + 1
+        raise ConfigError(f"{path}, line {line}: nested too deeply, a name has more than 64 parts")
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -120,6 +110,28 @@ def read_source(path: Path) -> Source:
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply") from error
     return Source(path, tables, hashlib.sha256(raw).hexdigest())
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """What the file holds, one byte more than it may at most; None when there is none.
+
+    Errors: ConfigError when it is no regular file or cannot be read.
+    """
+    try:
+        # What was opened is what is judged, and opening a pipe must not wait for somebody who writes into it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+                raise ConfigError(f"{path} is {what}; name the configuration file itself")
+            return file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a directory; name the configuration file itself") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _syntax_message(path: Path, message: str, text: str) -> str:
@@ -138,12 +150,14 @@ class _Reader(Reading):
             top = self.resolve_table(self.source.tables, ())
         except RecursionError as error:
             raise ConfigError(f"{self.source.path} is nested too deeply") from error
+        self.keep_secrets()
+        top = self._with_environment(top)
         known = self.known_keys(top, {*Config.model_fields, "defaults", "mcp_servers"}, (), ())
         api = self.validate(ApiConfig, self._table(known, "api", (), ApiConfig), ("api",))
         metrics = self.validate(MetricsConfig, self._table(known, "metrics", (), MetricsConfig), ("metrics",))
-        telemetry = self._read_telemetry(known)
+        telemetry = self.validate(TelemetryConfig, self._table(known, "telemetry", (), TelemetryConfig), ("telemetry",))
         update = self.validate(UpdateConfig, self._table(known, "update", (), UpdateConfig), ("update",))
-        llm = self._read_llm(self.subtable(known, "llm", ()))
+        llm = read_llm(self, self.subtable(known, "llm", ()))
         agents = self._read_agents(known)
         messaging = read_messaging(self, known, agents)
         bindings = read_bindings(self, known, agents, messaging)
@@ -161,131 +175,51 @@ class _Reader(Reading):
         )  # fmt: skip
         for risk in risks(config):
             self.warn(risk)
-        return LoadedConfig(config=config, warnings=self.warnings, content_hash=self.source.content_hash)
+        return LoadedConfig(
+            config=config, warnings=self.warnings, content_hash=self.source.content_hash, source=self.source,
+            origins=self.origins,
+        )  # fmt: skip
+
+    def _with_environment(self, top: Table) -> Table:
+        """Lay the file's tables over what the environment says, and that over them where it wins."""
+        found: Environment = read_environment(self.environ, has_file=bool(self.source.content_hash))
+        for warning in found.warnings:
+            self.warn(warning)
+        for path, variable in found.origins.items():
+            if is_in(found.above, path) or not is_in(top, path):
+                self.origins[path] = variable
+                self.unresolved.pop(path, None)  # the variable stands in for it
+        return merge(merge(found.below, top), found.above)
 
     def _sort_keys(self, table: Table, model: type[BaseModel], path: KeyPath) -> Table:
-        """`_known_keys` for a model's table and the tables inside it."""
-        kept = self.known_keys(table, model.model_fields, (), path)
+        """`known_keys` for a model's table and the tables inside it."""
+        kept = self.known_keys(table, model.model_fields, _WITHOUT_EFFECT.get(model.__name__, ()), path)
         for key, value in kept.items():
-            inner = model.model_fields[key].annotation
-            if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, BaseModel):
-                kept[key] = self._sort_keys(value, inner, (*path, key))
+            inner, place = model.model_fields[key].annotation, (*path, key)
+            if isinstance(value, dict):
+                kept[key] = self._sort_inner(value, inner, place)
+            elif isinstance(value, list) and key not in ("mcp", "mcp_servers"):  # those are read on their own
+                of = next(iter(get_args(inner)), None)
+                kept[key] = [
+                    self._sort_inner(one, of, (*place, i)) if isinstance(one, dict) else one
+                    for i, one in enumerate(value)
+                ]
         return kept
+
+    def _sort_inner(self, table: Table, kind: Any, path: KeyPath) -> Table:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return self._sort_keys(table, kind, path)
+        if get_origin(kind) is dict and get_origin(names := get_args(kind)[0]) is Literal:
+            return self.known_keys(table, get_args(names), (), path)
+        return table
 
     def _table(self, tables: Table, key: str, path: KeyPath, model: type[BaseModel]) -> Table:
         return self._sort_keys(self.subtable(tables, key, path), model, (*path, key))
 
     # Parts
 
-    def _read_telemetry(self, known: Table) -> TelemetryConfig | None:
-        """`[telemetry]`, with what the environment says laid over it."""
-        table = self._table(known, "telemetry", (), TelemetryConfig)
-        for variable, key in _TELEMETRY_VARIABLES.items():
-            if value := self.environ.get(variable, "").strip():
-                table[key] = value
-                if key == "otlp_headers":
-                    register_secret(value)
-        return self.validate(TelemetryConfig, table, ("telemetry",))
-
-    def _read_llm(self, llm: Table) -> LlmConfig:
-        builtin = provider_table()
-        shorthand = {entry.key for entry in builtin.values()} | {entry.url_key for entry in builtin.values()}
-        explicit, rest = self._explicit_providers(llm)
-        keys = self.known_keys(rest, {key for key in shorthand if key}, _UNUSED_LLM, ("llm",))
-        providers: dict[str, ProviderConfig | None] = {}
-        for entry in builtin.values():
-            if entry.id not in explicit:
-                providers[entry.id] = self._shorthand_provider(entry, keys)
-        for provider_id, (path, raw) in explicit.items():
-            providers[provider_id] = self._explicit_provider(provider_id, builtin.get(provider_id), raw, path)
-        places = {provider_id: i for i, provider_id in enumerate(builtin) if provider_id != DEMO}
-        in_order = sorted(providers, key=lambda name: (places.get(name, len(places)), name == DEMO))
-        usable = {name: provider for name in in_order if (provider := providers[name]) is not None}
-        if DEMO not in usable:
-            usable[DEMO] = ProviderConfig(api_type=ApiType.DEMO)
-        return LlmConfig(provider=usable)
-
-    def _explicit_providers(self, llm: Table) -> tuple[dict[str, tuple[KeyPath, Table]], Table]:
-        """Split `[llm]` into the tables of providers, in all accepted spellings, and the other keys."""
-        found: dict[str, tuple[KeyPath, Table]] = {}
-        rest: Table = {}
-        for key, value in llm.items():
-            if key not in ("provider", "providers") and not key.startswith("provider."):
-                rest[key] = value
-                continue
-            tables = {key.removeprefix("provider."): value} if key.startswith("provider.") else value
-            prefix: KeyPath = ("llm", key)
-            if not isinstance(tables, dict):
-                self.problem(prefix, f"must hold tables: [llm.{key}.<id>]", tables)
-                continue
-            for name, table in tables.items():
-                path = prefix if key.startswith("provider.") else (*prefix, name)
-                provider_id = name.lower()
-                if not isinstance(table, dict):
-                    self.problem(path, f"must be a table: [llm.provider.{name}]", table)
-                elif not _PROVIDER_ID.fullmatch(provider_id):
-                    self.problem(path, "a provider's id has 1 to 64 characters without blanks and '/'")
-                elif provider_id in found:
-                    self.problem(path, f"provider {provider_id!r} is configured twice; keep one of the tables")
-                else:
-                    found[provider_id] = (path, table)
-        return found, rest
-
-    def _shorthand_provider(self, entry: ProviderEntry, keys: Table) -> ProviderConfig | None:
-        """A built-in provider whose key or address is given in `[llm]` or the environment."""
-        key = self._key_of(entry, keys.get(entry.key) if entry.key else None)
-        url, url_place = keys.get(entry.url_key or ""), ("llm", entry.url_key or "")
-        if url is None and entry.url_env and (url := self.environ.get(entry.url_env)):
-            url_place = ("", entry.url_env)
-        reason = self.unresolved.pop(("llm", entry.key or ""), None)
-        self.unresolved.pop(("llm", entry.url_key or ""), None)
-        if key is None and (entry.needs_key or not url) and entry.id != DEMO:
-            if reason is not None:
-                self.warn(f"provider {entry.id!r} is disabled: llm.{entry.key} is given, but {reason}")
-            return None
-        table = {"api_type": entry.api_type, "name": entry.name, "api_key": key}
-        table["base_url"] = _clean_url(url or entry.base_url, entry.api_type, entry)
-        renamed = {"base_url": url_place, "api_key": ("llm", entry.key or "")}
-        return self.validate(ProviderConfig, table, ("llm", entry.id), renamed=renamed)
-
-    def _key_of(self, entry: ProviderEntry | None, given: Any) -> Any:
-        if given is None and entry is not None and entry.env and (given := self.environ.get(entry.env, "").strip()):
-            register_secret(given)
-        return given or None
-
-    def _explicit_provider(
-        self, provider_id: str, entry: ProviderEntry | None, raw: Table, path: KeyPath
-    ) -> ProviderConfig | None:
-        """One provider's own table, with what is known of a built-in one filled in; None when it is disabled."""
-        unused = ("api_version", "deployment")
-        table = self.known_keys(raw, ProviderConfig.model_fields, unused, path)
-        api_type = table.get("api_type")
-        if isinstance(api_type, str) and api_type in _UNUSED_API_TYPES:
-            self.warn(f"provider {provider_id!r} is disabled: api_type {api_type!r} has no effect in this version")
-            return None
-        if entry is not None:
-            table = {"api_type": entry.api_type, "base_url": entry.base_url, "name": entry.name} | table
-        key_path = (*path, "api_key")
-        reason = self.unresolved.pop(key_path, None)
-        key = self._key_of(entry, table.get("api_key"))
-        if key is None and (reason is not None or (entry is not None and entry.needs_key)):
-            reason = reason or "it has no api_key"
-            self.warn(f"provider {provider_id!r} is disabled: {reason}")
-            return None
-        if key is not None:
-            table["api_key"] = key
-        if "base_url" in table:
-            table["base_url"] = _clean_url(table["base_url"], table.get("api_type"), entry)
-        elif table.get("api_type") != ApiType.DEMO:
-            self.problem((*path, "base_url"), "is missing; give the address of the provider")
-        return self.validate(ProviderConfig, table, path)
-
     def _read_agents(self, known: Table) -> list[AgentConfig]:
-        defaults = self._table(known, "defaults", (), AgentSettings)
-        routing = self._routing_from_environment()
-        base = merge(({"routing": routing} if routing else {}) | self._search_from_environment(), defaults)
-        if zone := self._cron_zone_from_environment():
-            base = merge({"cron_timezone": zone}, base)
+        base = self._table(known, "defaults", (), AgentSettings)
         servers = self._read_servers(known, (), "mcp_servers")
         servers |= self._read_servers(base, ("defaults",), "mcp")
         self.validate(AgentSettings, base, ("defaults",))
@@ -323,29 +257,6 @@ class _Reader(Reading):
                 found[server.name] = server
         return found
 
-    def _cron_zone_from_environment(self) -> str | None:
-        zone = self.environ.get("SPACEBOT_CRON_TIMEZONE", "").strip()
-        try:
-            return zone if zone and parse_zone(zone) else None
-        except ConfigError as error:
-            self.warn(f"SPACEBOT_CRON_TIMEZONE is ignored: {error}")
-            return None
-
-    def _routing_from_environment(self) -> Table:
-        routing: Table = {}
-        for variable, roles in _ROLES_BY_VARIABLE.items():
-            if model := self.environ.get(variable):
-                routing.update(dict.fromkeys(roles, model))
-        return routing
-
-    def _search_from_environment(self) -> Table:
-        """The key of the web search, for agents whose tables give none."""
-        key = next((key for name in _SEARCH_KEYS if (key := self.environ.get(name, "").strip())), None)
-        if key is None:
-            return {}
-        register_secret(key)
-        return {"brave_search_key": key}
-
     def _finish_agent(self, agent: AgentConfig, path: KeyPath) -> AgentConfig:
         """Make the workspace an absolute path."""
         if agent.workspace is None:
@@ -361,7 +272,7 @@ class _Reader(Reading):
 
     def _check_agents(self, entries: list[Table]) -> None:
         ids = [entry["id"] for entry in entries if isinstance(entry.get("id"), str)]
-        for repeated in sorted({agent_id for agent_id in ids if ids.count(agent_id) > 1}):
+        for repeated in sorted(agent_id for agent_id, count in Counter(ids).items() if count > 1):
             self.problem(("agents",), f"two agents have the id {repeated!r}; every agent needs its own")
         flagged = [
             self.agent_names.get(i, f"#{i + 1}") for i, entry in enumerate(entries) if entry.get("default") is True
@@ -397,18 +308,6 @@ def merge(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> Table:
     return result
 
 
-def _clean_url(url: Any, api_type: object, entry: ProviderEntry | None) -> Any:
-    """Drop what people paste too much: a slash at the end, and once the version that we add ourselves."""
-    if not isinstance(url, str):
-        return url  # the model says what is wrong with it
-    url = url.strip().rstrip("/")
-    if api_type in (ApiType.OPENAI_COMPLETIONS, ApiType.ANTHROPIC):
-        url = url.removesuffix("/v1")
-        if entry is not None and not entry.needs_key:
-            url = url.removesuffix("/api")
-    return url.rstrip("/")
-
-
 def _routes(routing: RoutingConfig) -> Iterator[tuple[str, str]]:
     """Every model that an agent's routes name, with its place."""
     models = (routing.channel, routing.branch, routing.worker, routing.compactor, routing.cortex)
@@ -423,22 +322,23 @@ def _routes(routing: RoutingConfig) -> Iterator[tuple[str, str]]:
 
 
 def _circles(fallbacks: Mapping[str, tuple[str, ...]]) -> Iterator[list[str]]:
-    """Chains of first fallbacks that come back to where they began, each once."""
-    told: set[frozenset[str]] = set()
+    """Chains of fallbacks that come back to where they began: at least one of those that touch each other."""
+    done: set[str] = set()
+    found = 0
     for start in fallbacks:
-        path = [start]
-        stack = [iter(fallbacks[start])]
-        seen = {start}
-        while stack:
+        if start in done:
+            continue
+        path, places, stack = [start], {start: 0}, [iter(fallbacks[start])]
+        while stack and found < _MOST_CIRCLES:
             model = next(stack[-1], None)
             if model is None:
                 stack.pop()
-                path.pop()
-            elif model == start:
-                if (members := frozenset(path)) not in told:
-                    told.add(members)
-                    yield [*path, start]
-            elif model in fallbacks and model not in seen:
-                seen.add(model)
+                done.add(gone := path.pop())
+                del places[gone]
+            elif model in places:
+                found += 1
+                yield [*path[places[model] :], model]
+            elif model in fallbacks and model not in done:
+                places[model] = len(path)
                 path.append(model)
                 stack.append(iter(fallbacks[model]))

@@ -78,8 +78,6 @@ def read_messaging(reading: Reading, tables: Table, agents: Sequence[AgentConfig
     for platform in PLATFORMS:
         if platform in messaging:
             accounts.read(platform, reading.subtable(messaging, platform, ("messaging",)))
-        elif not reading.source.content_hash:  # without a file the environment alone decides
-            accounts.read_environment(platform)
     return MessagingConfig.model_validate(accounts.found | {"absent": accounts.absent})
 
 
@@ -121,12 +119,6 @@ class _Accounts:
                 names.add(name.lower())
                 self._add(platform, name, own, place)
 
-    def read_environment(self, platform: str) -> None:
-        """An account whose credentials stand in the environment, when there is no file."""
-        variables = _CREDENTIALS[platform].values()
-        if any(self._reading.environ.get(variable, "").strip() for variable in variables):
-            self._add(platform, None, {}, ("messaging", platform))
-
     def _add(self, platform: str, name: str | None, table: Table, path: KeyPath) -> None:
         reading, key = self._reading, runtime_key(platform, name)
         renamed = self._fill(platform, name, table, path)
@@ -158,6 +150,7 @@ class _Accounts:
             if table.get(key) is None and (given := reading.environ.get(variable, "").strip()):
                 table[key] = given
                 renamed[key] = ("", variable)
+                reading.origins[(*path, key)] = variable
                 reading.unresolved.pop((*path, key), None)
         for key in _CREDENTIALS[platform]:
             if isinstance(value := table.get(key), str):

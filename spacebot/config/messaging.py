@@ -10,7 +10,7 @@ Source: messaging spec 9, 10 and 15; control spec 1.6 and 1.7
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, WithJsonSchema, field_validator, model_validator
 
 from spacebot.config.tables import Table, is_loopback_address, is_url
 
@@ -28,7 +28,8 @@ def _to_login(value: object) -> object:
     return value.strip().lstrip("#@").lower() if isinstance(value, str) else value
 
 
-Id = Annotated[str, BeforeValidator(_to_text), Field(min_length=1, max_length=200)]
+_TEXT_OR_NUMBER = {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 200}, {"type": "integer"}]}
+Id = Annotated[str, BeforeValidator(_to_text), Field(min_length=1, max_length=200), WithJsonSchema(_TEXT_OR_NUMBER)]
 Login = Annotated[str, BeforeValidator(_to_login), Field(min_length=1, max_length=100)]
 Platform = Literal["discord", "slack", "telegram", "twitch", "webhook", "webchat"]
 
@@ -36,9 +37,13 @@ Platform = Literal["discord", "slack", "telegram", "twitch", "webhook", "webchat
 class Account(Table):
     """What every account has."""
 
-    name: str | None = None  # of an instance; None for the platform's own table
-    enabled: bool = True
-    streaming: bool = True  # show longer answers while they grow, where the platform lets messages be edited
+    name: str | None = Field(
+        default=None, description="Name of an instance; the platform's own table has none.", examples=["second"]
+    )
+    enabled: bool = Field(default=True, description="Whether the account is connected.")
+    streaming: bool = Field(
+        default=True, description="Show longer answers while they grow, where the platform lets messages be edited."
+    )
 
     @field_validator("name")
     @classmethod
@@ -51,71 +56,121 @@ class Account(Table):
 
 
 class DiscordAccount(Account):
-    """`[messaging.discord]`."""
+    """`[messaging.discord]`: a bot at Discord."""
 
-    token: SecretStr
-    dm_allowed_users: tuple[Id, ...] = ()  # empty: direct messages are ignored; "*": from anybody
-    allow_bot_messages: bool = False
-    rest_url: str | None = None  # of a proxy, such as http://127.0.0.1:8080/api/v10
+    token: SecretStr = Field(
+        description="Token of the bot; the variable DISCORD_BOT_TOKEN stands in for it.",
+        examples=["env:DISCORD_BOT_TOKEN"],
+    )
+    dm_allowed_users: tuple[Id, ...] = Field(
+        default=(),
+        description='Ids of people who may write directly; with none nobody may, "*" is anybody.',
+        examples=[["123456789012345678"]],
+    )
+    allow_bot_messages: bool = Field(default=False, description="Whether other bots are listened to.")
+    rest_url: str | None = Field(
+        default=None, description="Address of a proxy.", examples=["http://127.0.0.1:8080/api/v10"]
+    )
 
     _urls = field_validator("rest_url")(is_url)
 
 
 class SlackCommand(Table):
-    """A slash command and the agent that answers it."""
+    """`[[messaging.slack.commands]]`: a slash command and the agent that answers it."""
 
-    command: str
-    agent_id: str
-    description: str = ""
+    command: str = Field(description="The command.", examples=["/ask"])
+    agent_id: str = Field(description="The agent that answers it.", examples=["main"])
+    description: str = Field(default="", description="What it does, for people.")
 
 
 class SlackAccount(Account):
-    """`[messaging.slack]`."""
+    """`[messaging.slack]`: an app in a Slack workspace."""
 
-    bot_token: SecretStr  # xoxb-
-    app_token: SecretStr  # xapp-
-    dm_allowed_users: tuple[Id, ...] = ()  # empty: direct messages are ignored; "*": from anybody
-    allow_bot_messages: bool = False
-    commands: tuple[SlackCommand, ...] = ()
-    api_url: str | None = None  # of a proxy, such as http://127.0.0.1:8080/api/
+    bot_token: SecretStr = Field(
+        description="The bot's token (xoxb-…); the variable SLACK_BOT_TOKEN stands in for it.",
+        examples=["env:SLACK_BOT_TOKEN"],
+    )
+    app_token: SecretStr = Field(
+        description="The app's token for socket mode (xapp-…); the variable SLACK_APP_TOKEN stands in for it.",
+        examples=["env:SLACK_APP_TOKEN"],
+    )
+    dm_allowed_users: tuple[Id, ...] = Field(
+        default=(),
+        description='Ids of people who may write directly; with none nobody may, "*" is anybody.',
+        examples=[["U0123456789"]],
+    )
+    allow_bot_messages: bool = Field(default=False, description="Whether other bots are listened to.")
+    commands: tuple[SlackCommand, ...] = Field(default=(), description="Slash commands.")
+    api_url: str | None = Field(
+        default=None, description="Address of a proxy.", examples=["http://127.0.0.1:8080/api/"]
+    )
 
     _urls = field_validator("api_url")(is_url)
 
 
 class TelegramAccount(Account):
-    """`[messaging.telegram]`."""
+    """`[messaging.telegram]`: a bot at Telegram."""
 
-    token: SecretStr
-    dm_allowed_users: tuple[Id, ...] = ()  # empty: anybody may write
-    allow_bot_messages: bool = False
-    api_url: str | None = None  # of a self-hosted Bot API server, such as http://127.0.0.1:8081
-    file_url: str | None = None  # where its files are, when not under api_url + /file
+    token: SecretStr = Field(
+        description="Token of the bot; the variable TELEGRAM_BOT_TOKEN stands in for it.",
+        examples=["env:TELEGRAM_BOT_TOKEN"],
+    )
+    dm_allowed_users: tuple[Id, ...] = Field(
+        default=(),
+        description="Ids of people who may write directly; with none anybody may.",
+        examples=[["123456789"]],
+    )
+    allow_bot_messages: bool = Field(default=False, description="Whether other bots are listened to.")
+    api_url: str | None = Field(
+        default=None, description="Address of a Bot API server of your own.", examples=["http://127.0.0.1:8081"]
+    )
+    file_url: str | None = Field(
+        default=None,
+        description="Where its files are, when not under api_url and /file.",
+        examples=["http://127.0.0.1:8081/file"],
+    )
 
     _urls = field_validator("api_url", "file_url")(is_url)
 
 
 class TwitchAccount(Account):
-    """`[messaging.twitch]`."""
+    """`[messaging.twitch]`: an account in Twitch's chat."""
 
-    username: Login
-    oauth_token: SecretStr  # with or without "oauth:"
-    channels: tuple[Login, ...] = ()  # with or without '#'
-    trigger_prefix: str | None = None  # only messages that begin with it; empty: all
-    dm_allowed_users: tuple[Id, ...] = ()  # logins that are listened to; empty: everybody
-    allow_bot_messages: bool = False
-    host: str = "irc.chat.twitch.tv"
-    port: int = Field(default=6697, ge=1, le=65535)
-    tls: bool = True
+    username: Login = Field(
+        description="Login of the account; the variable TWITCH_BOT_USERNAME stands in for it.", examples=["my_bot"]
+    )
+    oauth_token: SecretStr = Field(
+        description="Its token, with or without oauth:; the variable TWITCH_OAUTH_TOKEN stands in for it.",
+        examples=["env:TWITCH_OAUTH_TOKEN"],
+    )
+    channels: tuple[Login, ...] = Field(default=(), description="Channels that are joined.", examples=[["my_channel"]])
+    trigger_prefix: str | None = Field(
+        default=None, description="Only messages that begin with this are for the agent.", examples=["!bot"]
+    )
+    dm_allowed_users: tuple[Id, ...] = Field(
+        default=(), description="Logins that are listened to; with none everybody is.", examples=[["ann"]]
+    )
+    allow_bot_messages: bool = Field(default=False, description="Whether other bots are listened to.")
+    host: str = Field(default="irc.chat.twitch.tv", description="Host of the chat.")
+    port: int = Field(default=6697, ge=1, le=65535, description="Port of the chat.")
+    tls: bool = Field(default=True, description="Whether the connection is encrypted.")
 
 
 class WebhookAccount(Account):
     """`[messaging.webhook]`: a small server of its own for programs."""
 
-    enabled: bool = False  # it has no credentials whose presence could mean yes
-    bind: str = "127.0.0.1"
-    port: int = Field(default=18789, ge=0, le=65535)
-    auth_token: SecretStr | None = None
-    callback_url: str | None = None  # where answers are posted to; without it they are fetched
+    # It has no credentials whose presence could mean yes.
+    enabled: bool = Field(default=False, description="Whether the server runs.")
+    bind: str = Field(default="127.0.0.1", description="Address to listen on; beyond this machine it needs auth_token.")
+    port: int = Field(default=18789, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.")
+    auth_token: SecretStr | None = Field(
+        default=None, description="Bearer token that callers must send.", examples=["secret:webhook_token"]
+    )
+    callback_url: str | None = Field(
+        default=None,
+        description="Where answers are posted to; left out, callers fetch them.",
+        examples=["https://example.org/answers"],
+    )
 
     _urls = field_validator("callback_url")(is_url)
 
@@ -167,23 +222,43 @@ def runtime_key(platform: str, name: str | None) -> str:
 
 
 class BindingConfig(Table):
-    """`[[bindings]]`: which agent a conversation belongs to. The first that matches wins.
+    """`[[bindings]]`: which agent answers where. The first that matches wins.
 
     Args:
         is_served: whether its agent exists. One whose agent does not exist leads nowhere, but still says where the
             account may be used: leaving it out would open every other room. Set by the reader, not by the file.
     """
 
-    agent_id: str
-    channel: Platform
-    adapter: str | None = None  # an instance's name or runtime key; None: the platform's own account
-    guild_id: Id | None = None
-    workspace_id: Id | None = None
-    chat_id: Id | None = None
-    channel_ids: tuple[Id, ...] = ()
-    require_mention: bool = False  # otherwise kept as context, not answered; direct chats are exempt
-    dm_allowed_users: tuple[Id, ...] = ()
-    authority: tuple[Id, ...] | None = None  # who may give control commands; None: moderators; empty: everybody
+    agent_id: str = Field(description="The agent that answers.", examples=["main"])
+    channel: Platform = Field(description="The platform.", examples=["discord"])
+    adapter: str | None = Field(
+        default=None, description="Name of an instance; left out, the platform's own account.", examples=["second"]
+    )
+    guild_id: Id | None = Field(
+        default=None, description="Only in this server of Discord.", examples=["123456789012345678"]
+    )
+    workspace_id: Id | None = Field(
+        default=None, description="Only in this workspace of Slack.", examples=["T0123456789"]
+    )
+    chat_id: Id | None = Field(default=None, description="Only in this chat of Telegram.", examples=["-1001234567890"])
+    channel_ids: tuple[Id, ...] = Field(
+        default=(), description="Only in these channels and their threads.", examples=[["123456789012345678"]]
+    )
+    require_mention: bool = Field(
+        default=False,
+        description="Answer only who mentions or replies to the agent; the rest is kept as context. Direct chats are "
+        "exempt.",
+    )
+    dm_allowed_users: tuple[Id, ...] = Field(
+        default=(),
+        description="People who may write directly, beside those of the account.",
+        examples=[["123456789012345678"]],
+    )
+    authority: tuple[Id, ...] | None = Field(
+        default=None,
+        description="Who may give control commands; left out the moderators, with an empty list everybody.",
+        examples=[["123456789012345678"]],
+    )
     is_served: bool = True
 
     @property

@@ -3,8 +3,11 @@
 The models hold values only. Reading the file, `env:` values and helpful errors are `load.py`'s work.
 An agent's own tables are merged over `[defaults]` field by field before they become models.
 
+Every key has one description: `Field(description=…)`, and for a table the sentence of its class. Schema, `config
+explain` and the reference in `docs/` all come from there.
+
 Floor:  config; may import base
-Source: control spec 1.4 to 1.5
+Source: control spec 1.4 to 1.5, ranges of forms 5.4; process spec 4.3; memory spec 10.1 and 13; tools spec 15
 """
 
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from spacebot.base.clock import parse_zone
 from spacebot.base.errors import ConfigError
@@ -23,9 +26,11 @@ from spacebot.base.ids import parse_agent_id
 from spacebot.config.hands import BrowserConfig, McpServerConfig, OpenCodeConfig, PermissionsConfig
 from spacebot.config.messaging import BindingConfig, MessagingConfig
 from spacebot.config.routing import BudgetConfig, RoutingConfig, RoutingProfile
-from spacebot.config.tables import Table, is_loopback_address, is_url
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
+from spacebot.config.tables import AT_RESTART, Table, form, is_loopback_address, is_url
+from spacebot.config.upkeep import CompactionConfig as CompactionConfig
+from spacebot.config.upkeep import CortexConfig as CortexConfig
+from spacebot.config.upkeep import IngestionConfig as IngestionConfig
+from spacebot.config.upkeep import MemoryPersistenceConfig as MemoryPersistenceConfig
 
 
 @contextmanager
@@ -60,13 +65,34 @@ Zone = Annotated[str, AfterValidator(_is_zone)]  # IANA name
 
 
 class ApiConfig(Table):
-    """`[api]`: the HTTP face."""
+    """`[api]`: the HTTP server with the web pages."""
 
-    enabled: bool = True
-    port: int = Field(default=5738, ge=0, le=65535)  # 0 lets the system choose
-    bind: Address = "127.0.0.1"
-    auth_token: SecretStr | None = None
-    allowed_origins: tuple[str, ...] = ()  # pages of other sites that may show the web chat in a frame
+    enabled: bool = Field(default=True, description="Whether the HTTP server runs.", json_schema_extra=AT_RESTART)
+    port: int = Field(
+        default=5738, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.",
+        json_schema_extra=AT_RESTART,
+    )  # fmt: skip
+    bind: Address = Field(
+        default="127.0.0.1",
+        description="Address to listen on; one that is not loopback needs auth_token. In a container it is every "
+        "address unless the file says otherwise.",
+        json_schema_extra=AT_RESTART,
+    )
+    auth_token: SecretStr | None = Field(
+        default=None,
+        description="Bearer token that every request must carry; the variable SPACEBOT_API_TOKEN stands in for it.",
+        examples=["secret:api_token"],
+    )
+    allow_without_token: bool = Field(
+        default=False,
+        description="Listen beyond this machine without a token. Only behind a proxy that lets nobody else in: "
+        "whoever reaches the port commands the agents.",
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Pages of other sites that may show the web chat in a frame, as scheme, host and port.",
+        examples=[["https://example.org"]],
+    )
 
     @field_validator("allowed_origins")
     @classmethod
@@ -79,8 +105,11 @@ class ApiConfig(Table):
 
     @model_validator(mode="after")
     def _open_needs_token(self) -> Self:
-        if self.enabled and not self.is_loopback and self.auth_token is None:
-            raise ValueError("a bind other than loopback needs api.auth_token, or anybody could command the agent")
+        if self.enabled and not self.is_loopback and self.auth_token is None and not self.allow_without_token:
+            raise ValueError(
+                "a bind other than loopback needs api.auth_token (or the variable SPACEBOT_API_TOKEN), or anybody "
+                "could command the agent; behind a proxy that lets nobody else in, say api.allow_without_token = true"
+            )
         return self
 
     @property
@@ -92,18 +121,30 @@ class ApiConfig(Table):
 class MetricsConfig(Table):
     """`[metrics]`: figures for Prometheus on a port of their own. They hold nothing secret, so any bind will do."""
 
-    enabled: bool = False
-    port: int = Field(default=9090, ge=0, le=65535)  # 0 lets the system choose
-    bind: Address = "127.0.0.1"
+    enabled: bool = Field(default=False, description="Whether figures are served.")
+    port: int = Field(
+        default=9090, ge=0, le=65535, description="Port to listen on; 0 lets the system choose.",
+    )  # fmt: skip
+    bind: Address = Field(default="127.0.0.1", description="Address to listen on.")
 
 
 class TelemetryConfig(Table):
-    """`[telemetry]`: traces over OTLP (HTTP, protobuf). `OTEL_*` of the environment wins. Control spec 1.4."""
+    """`[telemetry]`: traces over OTLP (HTTP, protobuf). The variables `OTEL_*` win over the file."""
 
-    otlp_endpoint: str | None = None  # /v1/traces is added unless it is there
-    otlp_headers: SecretStr | None = None  # name=value, separated by commas
-    service_name: str = Field(default="spacebot", min_length=1, max_length=200)
-    sample_rate: float = Field(default=1.0, ge=0, le=1)
+    otlp_endpoint: str | None = Field(
+        default=None,
+        description="Where traces are sent; /v1/traces is added unless it is there. Without one there are none.",
+        examples=["http://127.0.0.1:4318"],
+    )
+    otlp_headers: SecretStr | None = Field(
+        default=None,
+        description="Headers for it: name=value, separated by commas.",
+        examples=["secret:otlp_headers"],
+    )
+    service_name: str = Field(
+        default="spacebot", min_length=1, max_length=200, description="How the program is called in traces.",
+    )  # fmt: skip
+    sample_rate: float = Field(default=1.0, ge=0, le=1, description="Share of traces that are kept.")
 
     _urls = field_validator("otlp_endpoint")(is_url)
 
@@ -117,11 +158,26 @@ class TelemetryConfig(Table):
         return value
 
 
+class LogsConfig(Table):
+    """`[logs]`: the files in `logs/`. A new one begins each day (UTC), or when one is full."""
+
+    keep: int = Field(default=14, ge=1, le=1000, description="How many old log files are kept.")
+    max_mib: int = Field(default=50, ge=1, le=10_000, description="Size of a log file, in MiB, that begins a new one.")
+
+
 class UpdateConfig(Table):
     """`[update]`: looking for newer releases. Off until a repository is named: nothing calls home by itself."""
 
-    repository: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}$")  # GitHub
-    check_interval_secs: float = Field(default=3600, ge=60)
+    repository: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_.-]{1,100}/[A-Za-z0-9_.-]{1,100}$",
+        description="Repository at GitHub whose releases are looked at, as owner/name.",
+        examples=["example/spacebot"],
+    )
+    check_interval_secs: float = Field(default=3600, ge=60, description="Seconds between two looks.")
+
+
+AZURE_DOMAIN = ".openai.azure.com"
 
 
 class ApiType(StrEnum):
@@ -130,122 +186,139 @@ class ApiType(StrEnum):
     ANTHROPIC = "anthropic"
     OPENAI_COMPLETIONS = "openai_completions"  # base_url is the root, /v1/chat/completions is added
     OPENAI_CHAT_COMPLETIONS = "openai_chat_completions"  # base_url is versioned already, /chat/completions is added
+    OPENAI_RESPONSES = "openai_responses"  # base_url is the root, /v1/responses is added
+    GEMINI = "gemini"  # the face of Gemini that speaks chat completions; /chat/completions is added
+    KILO_GATEWAY = "kilo_gateway"  # /chat/completions is added, with headers that name the program
+    AZURE = "azure"  # the deployment's path is added, and the version of the API
     DEMO = "demo"  # the built-in rule-based model
 
 
 class ProviderConfig(Table):
     """`[llm.provider.<id>]`: a host of models."""
 
-    api_type: ApiType
-    base_url: str = ""
-    api_key: SecretStr | None = None
-    name: str | None = None
+    api_type: ApiType = Field(
+        description="Wire format that the host speaks; a built-in provider knows its own.",
+        examples=["openai_completions"],
+    )
+    base_url: str = Field(
+        default="",
+        description="Absolute address of the host; for openai_completions without /v1. A built-in provider knows it.",
+        examples=["https://models.example.org"],
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="Key for the host; it may be left out where the host asks for none.",
+        examples=["env:MY_PROVIDER_KEY"],
+    )  # fmt: skip
+    name: str | None = Field(default=None, description="How people see the provider.", examples=["My models"])
+    api_version: str | None = Field(
+        default=None, max_length=40, pattern=r"^[A-Za-z0-9.-]+$", examples=["2024-10-21"],
+        description="For api_type azure: version of its API.",
+    )  # fmt: skip
+    deployment: str | None = Field(
+        default=None, max_length=100, pattern=r"^[A-Za-z0-9._-]+$", examples=["my-gpt"],
+        description="For api_type azure: name of the deployment; without one the model's name is taken for it.",
+    )  # fmt: skip
+    has_login: bool = False  # whether `spacebot auth login` counts here; set by the reader, not by the file
+    is_bearer: bool = False  # whether the key is shown as `Authorization: Bearer` alone; set by the reader
 
     @field_validator("base_url")
     @classmethod
     def _is_url(cls, value: str) -> str:
         return is_url(value) or ""
 
+    @model_validator(mode="after")
+    def _azure_is_azure(self) -> Self:
+        if self.api_type is not ApiType.AZURE:
+            if self.api_version is not None or self.deployment is not None:
+                raise ValueError("api_version and deployment belong to api_type 'azure' only")
+            return self
+        parts = urlsplit(self.base_url)
+        if parts.scheme != "https" or not (parts.hostname or "").endswith(AZURE_DOMAIN):
+            raise ValueError(f"base_url has to be https://<resource>{AZURE_DOMAIN} for api_type 'azure'")
+        return self
+
 
 class LlmConfig(Table):
     """`[llm]`: which providers may be used; shorthand keys have become providers by the time this exists."""
 
-    provider: dict[str, ProviderConfig] = Field(default={})
+    provider: dict[str, ProviderConfig] = Field(default={}, description="Hosts of models by their own ids.")
+    absent: dict[str, str] = Field(default={})  # id of a provider that is given and cannot be used -> why
+
+    @property
+    def needs_setup(self) -> bool:
+        """Whether the demo is all that answers."""
+        return all(provider.api_type is ApiType.DEMO for provider in self.provider.values())
 
 
 class CoalesceConfig(Table):
-    """`[defaults.coalesce]`: when several quick messages become one turn. Process spec 4.3."""
+    """`[defaults.coalesce]`: when several quick messages become one turn."""
 
-    enabled: bool = True
-    debounce_ms: int = Field(default=1000, ge=0, le=60_000)  # silence that ends a batch; restarts with each message
-    max_wait_ms: int = Field(default=5000, ge=0, le=600_000)  # ceiling, from the first message's arrival
-    min_messages: int = Field(default=2, ge=1)  # from this size on, the ceiling applies
-    multi_user_only: bool = True  # never make a direct chat wait
-
-
-class CompactionConfig(Table):
-    """`[defaults.compaction]`: shares of the context window at which history is shortened."""
-
-    background_threshold: Fraction = 0.80
-    aggressive_threshold: Fraction = 0.85
-    emergency_threshold: Fraction = 0.95
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.background_threshold < self.aggressive_threshold < self.emergency_threshold:
-            raise ValueError("must rise: background_threshold < aggressive_threshold < emergency_threshold")
-        return self
-
-
-class MemoryPersistenceConfig(Table):
-    """`[defaults.memory_persistence]`: when a quiet run saves what a conversation said. Memory spec 10.1."""
-
-    enabled: bool = True
-    message_interval: int = Field(default=20, ge=1, le=10_000)  # people's messages since the last run
-    max_interval_secs: float = Field(default=900, gt=0)  # since the last run, when at least one message came
-    event_interval: int = Field(default=5, ge=1, le=10_000)  # finished branches and workers since the last run
-
-
-class IngestionConfig(Table):
-    """`[defaults.ingestion]`: the drop folder. Memory spec 13."""
-
-    enabled: bool = True
-    poll_interval_secs: float = Field(default=30, ge=1)
-    chunk_size: int = Field(default=4000, ge=200, le=100_000)  # characters
-
-
-class CortexConfig(Table):
-    """`[defaults.cortex]`: what looks after memory and processes."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    tick_interval_secs: float = Field(default=30, ge=1)
-    worker_timeout_secs: float = Field(default=1200, gt=0)  # without any progress, not of age
-    branch_timeout_secs: float = Field(default=600, gt=0)  # without any progress
-    circuit_breaker_threshold: int = Field(default=3, ge=1)  # failures in a row until a part pauses
-    circuit_breaker_pause_secs: float = Field(default=1800, gt=0)
-    bulletin_interval_secs: float = Field(default=3600, ge=1)  # at most this often, and only when something changed
-    bulletin_max_words: int = Field(default=500, ge=50, le=5000)
-    association_interval_secs: float = Field(default=300, ge=1)
-    # Calibrated for the bundled model; the figures stand in memory/linking.py.
-    association_similarity_threshold: float = Field(default=0.6, ge=0, le=1)  # cosine above which two are related
-    association_updates_threshold: float = Field(default=0.85, ge=0, le=1)  # and above which one is a newer version
-    association_max_per_pass: int = Field(default=100, ge=1)  # new edges
-    maintenance_interval_secs: float = Field(default=3600, ge=1)
-    maintenance_decay_rate: float = Field(default=0.05, ge=0, le=1)  # a day, of a type that decays fully
-    maintenance_prune_threshold: float = Field(default=0.1, ge=0, le=1)  # importance
-    maintenance_min_age_days: float = Field(default=30, ge=0, le=36_500)
-    maintenance_merge_similarity_threshold: float = Field(default=0.95, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.association_similarity_threshold > self.association_updates_threshold:
-            raise ValueError("association_similarity_threshold must not exceed association_updates_threshold")
-        return self
+    enabled: bool = Field(default=True, description="Whether quick messages are gathered.")
+    debounce_ms: int = Field(
+        default=1000, ge=0, le=60_000, json_schema_extra=form(100, 10_000),
+        description="Milliseconds of silence that end a batch; each message begins them anew.",
+    )  # fmt: skip
+    max_wait_ms: int = Field(
+        default=5000, ge=0, le=600_000, json_schema_extra=form(500, 30_000),
+        description="Longest wait in milliseconds from the first message on.",
+    )  # fmt: skip
+    min_messages: int = Field(default=2, ge=1, le=10, description="From this many messages on, max_wait_ms applies.")
+    multi_user_only: bool = Field(default=True, description="Never make a direct chat wait.")
 
 
 class WorkerConfig(Table):
-    """`[defaults.worker]`: patience with workers, in seconds."""
+    """`[defaults.worker]`: patience with workers."""
 
-    wall_clock_timeout_secs: float = Field(default=1800, gt=0)  # active work only; waiting for input does not count
-    idle_timeout_secs: float = Field(default=3600, gt=0)  # an interactive worker without input is retired as done
-    context: Literal["clean", "fork"] = "clean"  # fork: workers see the conversation
+    wall_clock_timeout_secs: float = Field(
+        default=1800, gt=0, description="Seconds of active work that a worker has; waiting for input does not count."
+    )
+    idle_timeout_secs: float = Field(
+        default=3600, gt=0, description="Seconds without input after which an interactive worker is retired."
+    )
+    context: Literal["clean", "fork"] = Field(
+        default="clean", description="What workers see: their task alone, or with fork the conversation too."
+    )
 
 
 class CronConfig(Table):
-    """`[[agents.cron]]`, `[[defaults.cron]]`: a job. The same record checks what people, models and programs send."""
+    """`[[agents.cron]]`: a schedule; under `[[defaults.cron]]` every agent has it."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$")
-    prompt: str = Field(min_length=1, max_length=10_000)
-    interval_secs: int | None = Field(default=None, ge=60, le=366 * 86_400)  # an hour where nothing is said
-    cron_expr: str | None = Field(default=None, max_length=200)  # five fields; wins over the interval
-    timezone: Zone | None = None  # None is the agent's
-    delivery_target: str = Field(default="home", min_length=1, max_length=300)  # home, or adapter:address
-    active_start_hour: int | None = Field(default=None, ge=0, le=23)
-    active_end_hour: int | None = Field(default=None, ge=0, le=23)  # may lie over midnight
-    enabled: bool = True
-    run_once: bool = False
-    timeout_secs: int = Field(default=120, ge=5, le=86_400)
+    # The same record checks what people, models and programs send.
+    id: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,49}$",
+        description="Name of the schedule, unique within the agent.",
+        examples=["standup"],
+    )
+    prompt: str = Field(
+        min_length=1, max_length=10_000, description="What the agent is told each time.",
+        examples=["Ask everybody what they plan today."],
+    )  # fmt: skip
+    interval_secs: int | None = Field(
+        default=None, ge=60, le=366 * 86_400, examples=[1800],
+        description="Seconds between two runs; an hour where neither this nor cron_expr is said.",
+    )  # fmt: skip
+    cron_expr: str | None = Field(
+        default=None, max_length=200, examples=["0 9 * * 1-5"],
+        description="Minute, hour, day, month and weekday of the runs; wins over interval_secs.",
+    )  # fmt: skip
+    timezone: Zone | None = Field(
+        default=None, description="Zone of cron_expr and of the active hours; left out, the agent's.",
+        examples=["Europe/Berlin"],
+    )  # fmt: skip
+    delivery_target: str = Field(
+        default="home", min_length=1, max_length=300, examples=["discord:123456789012345678"],
+        description="Where the answer goes: home, or adapter:address.",
+    )  # fmt: skip
+    active_start_hour: int | None = Field(
+        default=None, ge=0, le=23, description="First hour of the day in which it runs.", examples=[8]
+    )
+    active_end_hour: int | None = Field(
+        default=None, ge=0, le=23, examples=[18],
+        description="Hour in which it stops running; the span may lie over midnight.",
+    )  # fmt: skip
+    enabled: bool = Field(default=True, description="Whether it runs.")
+    run_once: bool = Field(default=False, description="Whether it is done after its first run.")
+    timeout_secs: int = Field(default=120, ge=5, le=86_400, description="Longest time of one run in seconds.")
 
     @model_validator(mode="before")
     @classmethod
@@ -272,11 +345,17 @@ class CronConfig(Table):
 
 
 class SandboxConfig(Table):
-    """`[defaults.sandbox]`: containment of what workers run. Tools spec 15."""
+    """`[defaults.sandbox]`: containment of what workers run."""
 
-    mode: Literal["enabled", "disabled"] = "enabled"
-    writable_paths: tuple[Path, ...] = ()
-    passthrough_env: tuple[str, ...] = ()
+    mode: Literal["enabled", "disabled"] = Field(
+        default="enabled", description="Whether commands of workers are contained."
+    )
+    writable_paths: tuple[Path, ...] = Field(
+        default=(), description="Folders beside the workspace that commands may write to.", examples=[["/srv/site"]]
+    )
+    passthrough_env: tuple[str, ...] = Field(
+        default=(), description="Names of the program's variables that commands get.", examples=[["LANG"]]
+    )
 
 
 class WorkerLogMode(StrEnum):
@@ -288,21 +367,60 @@ class WorkerLogMode(StrEnum):
 
 
 class AgentSettings(Table):
-    """What `[defaults]` holds and an agent may repeat."""
+    """`[defaults]`: what holds for every agent; an agent's own table may repeat each key."""
 
-    max_concurrent_branches: int = Field(default=5, ge=1, le=1000)  # per channel
-    max_concurrent_workers: int = Field(default=5, ge=1, le=1000)  # per channel
-    max_turns: int = Field(default=5, ge=1, le=1000)  # model calls in one channel turn
-    branch_max_turns: int = Field(default=50, ge=1, le=1000)  # model calls of one branch
-    context_window: int = Field(default=128_000, ge=4000)  # tokens
-    history_backfill_count: int = Field(default=50, ge=0, le=200)
-    user_timezone: Zone | None = None  # None is the machine's zone
-    cron_timezone: Zone | None = None  # of schedules; None is user_timezone
-    cron: tuple[CronConfig, ...] = ()
-    worker_log_mode: WorkerLogMode = WorkerLogMode.ERRORS_ONLY
-    brave_search_key: SecretStr | None = None  # without one, workers have no web search
-    brave_search_url: str | None = None  # of a proxy, such as http://127.0.0.1:8080/res/v1/web/search
-    routing_profile: RoutingProfile | None = None
+    max_concurrent_branches: int = Field(
+        default=5, ge=1, le=20, description="Branches of one conversation that think at a time."
+    )
+    max_concurrent_workers: int = Field(
+        default=5, ge=1, le=20, description="Workers of one conversation that are at work at a time."
+    )
+    max_turns: int = Field(
+        default=5, ge=1, le=1000, json_schema_extra=form(1, 50), description="Model calls of one turn of a channel."
+    )
+    branch_max_turns: int = Field(
+        default=50, ge=1, le=1000, json_schema_extra=form(1, 100), description="Model calls of one branch."
+    )
+    context_window: int = Field(
+        default=128_000,
+        ge=4000,
+        le=100_000_000,
+        description="Tokens that a request may have; history is shortened to fit.",
+    )
+    history_backfill_count: int = Field(
+        default=50, ge=0, le=500, description="Earlier messages of a room that are read at its first message."
+    )
+    user_timezone: Zone | None = Field(
+        default=None, description="Zone of the people whom the agent talks with; left out, the machine's.",
+        examples=["Europe/Berlin"],
+    )  # fmt: skip
+    cron_timezone: Zone | None = Field(
+        default=None, examples=["Europe/Berlin"],
+        description="Zone of schedules; left out, user_timezone. The variable SPACEBOT_CRON_TIMEZONE stands in for it.",
+    )  # fmt: skip
+    cron: tuple[CronConfig, ...] = Field(default=(), description="Schedules.")
+    prompt_captures: int = Field(
+        default=200,
+        ge=0,
+        le=2000,
+        description="Requests to models kept for the owner to read, per agent; 0 keeps none.",
+    )
+    worker_log_mode: WorkerLogMode = Field(
+        default=WorkerLogMode.ERRORS_ONLY, description="Which workers leave a log file, and whether each has its own."
+    )
+    brave_search_key: SecretStr | None = Field(
+        default=None, examples=["env:BRAVE_SEARCH_API_KEY"],
+        description="Key of Brave's search; without one workers have no web search. The variable "
+        "BRAVE_SEARCH_API_KEY stands in for it.",
+    )  # fmt: skip
+    brave_search_url: str | None = Field(
+        default=None, description="Address of a proxy for the search.",
+        examples=["http://127.0.0.1:8080/res/v1/web/search"],
+    )  # fmt: skip
+    routing_profile: RoutingProfile | None = Field(
+        default=None, examples=["balanced"],
+        description="Preset of which class of model serves what; without one the routes alone decide.",
+    )  # fmt: skip
     routing: RoutingConfig = RoutingConfig()
     budget: BudgetConfig = BudgetConfig()
     coalesce: CoalesceConfig = CoalesceConfig()
@@ -315,7 +433,7 @@ class AgentSettings(Table):
     permissions: PermissionsConfig = PermissionsConfig()
     browser: BrowserConfig = BrowserConfig()
     opencode: OpenCodeConfig = OpenCodeConfig()
-    mcp: tuple[McpServerConfig, ...] = ()
+    mcp: tuple[McpServerConfig, ...] = Field(default=(), description="MCP servers whose tools workers get.")
 
     _urls = field_validator("brave_search_url")(is_url)
 
@@ -329,11 +447,20 @@ class AgentSettings(Table):
 
 
 class AgentConfig(AgentSettings):
-    """`[[agents]]`: one agent, with `[defaults]` already merged in."""
+    """`[[agents]]`: one agent. It may repeat every key of `[defaults]`; what it does not say is inherited."""
 
-    id: str
-    default: bool = False
-    workspace: Path | None = None  # relative ones count from the file's folder
+    id: str = Field(
+        description="Name of the agent: small letters, digits, '-' and '_'. Its data lie in agents/<id>.",
+        examples=["main"],
+    )
+    default: bool = Field(
+        default=False, description="Whether it answers where no binding says otherwise; else the first agent does."
+    )
+    workspace: Path | None = Field(
+        default=None, examples=["/srv/my-agent"],
+        description="Folder that its workers work in; relative ones count from the file's folder. Left out: "
+        "agents/<id>/workspace.",
+    )  # fmt: skip
 
     @field_validator("id")
     @classmethod
@@ -348,11 +475,14 @@ class Config(Table):
     api: ApiConfig = ApiConfig()
     metrics: MetricsConfig = MetricsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    logs: LogsConfig = LogsConfig()
     update: UpdateConfig = UpdateConfig()
     llm: LlmConfig = LlmConfig()
     messaging: MessagingConfig = MessagingConfig()
-    bindings: tuple[BindingConfig, ...] = ()
-    agents: tuple[AgentConfig, ...] = (AgentConfig(id="main", default=True),)
+    bindings: tuple[BindingConfig, ...] = Field(default=(), description="Which agent answers where.")
+    agents: tuple[AgentConfig, ...] = Field(
+        default=(AgentConfig(id="main", default=True),), description="The agents; without any there is one, main."
+    )
 
     @property
     def default_agent(self) -> AgentConfig:

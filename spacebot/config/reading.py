@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from spacebot.base.errors import ConfigError, SpacebotError
-from spacebot.base.redaction import register_secret
+from spacebot.base.redaction import register_secret, register_secrets
 from spacebot.config.model import AgentSettings, ApiConfig
 from spacebot.config.wording import brief, in_plain_words, quote
 
@@ -25,8 +25,15 @@ Table = dict[str, Any]
 KeyPath = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-_SECRET_KEY = re.compile(r"(?:^|_)(?:key|token|secret|password|authorization)$", re.IGNORECASE)
+_SECRET_KEY = re.compile(r"(?:^|_)(?:key|token|secret|password|authorization|otlp_headers)$", re.IGNORECASE)
+# A name of so many parts takes the parser, whose time grows with the square of them, for ever.
+_PART = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+ENDLESS_KEY = re.compile(rf"(?<![\w-]){_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{64}}")
+_WITH_SECRETS = frozenset({"mcp", "mcp_servers", "otlp_headers"})  # parts of the file whose values are masked
 _ABSENT = object()
+_MOST_SECRETS = 1000  # each is looked for in every text that goes out
+_MOST_TOLD = 100  # problems
+_MOST_UNKNOWN = 100  # warnings about keys without a meaning; a file with more is another program's
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +59,12 @@ class Reading:
         self._resolve_secret = resolve_secret
         self._warnings: dict[str, None] = {}  # in order, each once
         self._problems: dict[str, None] = {}
+        self._unknown = 0
+        self._secrets: set[str] = set()
         self._references: dict[KeyPath, str] = {}  # values that were given as env: or secret:
         self.unresolved: dict[KeyPath, str] = {}  # those of them that led nowhere, with the reason
         self.agent_names: dict[int, str] = {}
+        self.origins: dict[KeyPath, str] = {}  # values that the environment gave unasked -> their variable
 
     # Values
 
@@ -78,9 +88,16 @@ class Reading:
         text: str | None = value or None
         if value.startswith(("env:", "secret:")):
             text = self._resolve_text(value.strip(), path)
-        if text and _is_secret(path):
-            register_secret(text)
+        if text and is_secret(path):
+            self._secrets.add(text)
         return _ABSENT if text is None else text
+
+    def keep_secrets(self) -> None:
+        """Have what `resolve_table` found scrubbed from every text from now on. Errors: ConfigError for too many."""
+        if len(self._secrets) > _MOST_SECRETS:
+            what = f"has more than {_MOST_SECRETS} keys and tokens; that is no configuration file"
+            raise ConfigError(f"{self.source.path} {what}")
+        register_secrets(self._secrets)
 
     def _resolve_text(self, reference: str, path: KeyPath) -> str | None:
         kind, _, name = reference.partition(":")
@@ -89,6 +106,9 @@ class Reading:
             if found := self.environ.get(name, "").strip():
                 return found
             reason = f"environment variable {name} is not set"
+        elif not _may_be_secret(path):  # it would be shown wherever such a value is shown
+            self.problem(path, "cannot come from the secret store; only keys, tokens and headers can")
+            return None
         else:
             reason = f"the secret store has no {name!r}"
             try:
@@ -111,9 +131,13 @@ class Reading:
                 kept[key] = value
             elif key in unused:
                 self._warn_unused(value, (*path, key))
-            else:
+            elif self._count_unknown() <= _MOST_UNKNOWN:
                 self.warn(f"unknown key '{self.name((*path, key))}' is ignored{_suggest(key, known | unused, path)}")
         return kept
+
+    def _count_unknown(self) -> int:
+        self._unknown += 1
+        return self._unknown
 
     def _warn_unused(self, value: Any, path: KeyPath) -> None:
         what = "table" if isinstance(value, dict | list) else "key"
@@ -137,7 +161,8 @@ class Reading:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What was noted, in order."""
-        return tuple(self._warnings)
+        more = self._unknown - _MOST_UNKNOWN
+        return (*self._warnings, *([f"{more} more unknown keys are ignored"] if more > 0 else ()))
 
     def report_unresolved(self) -> None:
         """Warn about values that led nowhere and that nobody has asked about."""
@@ -164,7 +189,7 @@ class Reading:
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 place = tuple(details["loc"])
-                if own is None or _has(own, place):
+                if own is None or is_in(own, place):
                     is_whole = isinstance(details["input"], dict) or details["type"] == "missing"
                     shown = _ABSENT if is_whole else details["input"]
                     wrong = renamed.get(str(place[0]) if place else "", (*path, *place))
@@ -172,7 +197,9 @@ class Reading:
             return None
 
     def name(self, path: KeyPath) -> str:
-        """A key path for people: `agents[my-agent].max_turns`."""
+        """A key path for people: `agents[my-agent].max_turns`; a variable where the environment gave the value."""
+        if path in self.origins:
+            return self.origins[path]
         text = ""
         for i, part in enumerate(path):
             if part == "":
@@ -195,7 +222,7 @@ class Reading:
         if path in self._references:
             shown = f" = {self._references[path]!r}"
         elif value is not _ABSENT:
-            shown = " = (hidden)" if _is_secret(path) else f" = {brief(value)}"
+            shown = " = (hidden)" if is_secret(path) else f" = {brief(value)}"
         self._problems[f"{self.name(path)}{shown}: {message}"] = None
 
     def check(self) -> None:
@@ -205,10 +232,12 @@ class Reading:
 
     def _summary(self) -> str:
         lines = list(self._problems)
+        if (more := len(lines) - _MOST_TOLD) > 0:
+            lines[_MOST_TOLD:] = [f"and {more} more"]
         where = str(self.source.path) if self.source.content_hash else "the environment"
         if len(lines) == 1:
             return f"{where}: {lines[0]}"
-        return "\n  ".join([f"{where} has {len(lines)} problems:", *lines])
+        return "\n  ".join([f"{where} has {len(self._problems)} problems:", *lines])
 
 
 def _suggest(key: str, known: frozenset[str], path: KeyPath) -> str:
@@ -221,7 +250,8 @@ def _suggest(key: str, known: frozenset[str], path: KeyPath) -> str:
     return ""
 
 
-def _has(table: Any, path: KeyPath) -> bool:
+def is_in(table: Any, path: KeyPath) -> bool:
+    """Whether a table has a value at a key path."""
     for part in path:
         if not (part in table if isinstance(table, dict) else isinstance(part, int) and isinstance(table, list)):
             return False
@@ -229,6 +259,13 @@ def _has(table: Any, path: KeyPath) -> bool:
     return bool(path)
 
 
-def _is_secret(path: KeyPath) -> bool:
+def _may_be_secret(path: KeyPath) -> bool:
+    """Whether a value there is kept from logs and answers, so that it may come from the store."""
+    tables = {part for part in path if isinstance(part, str)}
+    return is_secret(path) or not tables.isdisjoint(_WITH_SECRETS)
+
+
+def is_secret(path: KeyPath) -> bool:
+    """Whether what stands at a key path is a secret, by its name."""
     name = next((part for part in reversed(path) if isinstance(part, str)), "")
     return _SECRET_KEY.search(name) is not None

@@ -10,25 +10,45 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spacebot.config.hands import ExecRule, Permissions, Reach
-from spacebot.config.messaging import ANYBODY, AnyAccount, WebhookAccount
+from spacebot.config.messaging import ANYBODY, AnyAccount, BindingConfig, WebhookAccount
 from spacebot.config.model import AgentConfig, Config
 
 _CLOSED = frozenset({"discord", "slack"})  # direct chats are off until somebody is listed
+_EVERYWHERE = frozenset({"0.0.0.0", "::"})
 _WIDE = frozenset({"/", "/home", "/root", "/etc", "/usr", "/var", "/opt", "/Users", "~"})
 
 
 def risks(config: Config) -> Iterator[str]:
     """One line for each combination that is likely not meant."""
+    yield from _shared_ports(config)
+    strangers = _strangers(config)
     for agent in config.agents:
         where = f"agent {agent.id!r}"
         permissions = agent.permissions.effective
         for risk in (*_risks_of_rights(agent, permissions), *_risks_of_paths(agent, permissions)):
             yield f"{where}: {risk}"
-        if (open_to := _strangers(agent, config)) and (wide := _wide_rights(agent, permissions)):
+        if (open_to := strangers.get(agent.id)) and (wide := _wide_rights(agent, permissions)):
             yield (
                 f"{where}: anybody may write to it ({', '.join(open_to)}), and its workers have {', '.join(wide)}; "
                 "list people under dm_allowed_users, or choose a narrower profile"
             )
+
+
+def _shared_ports(config: Config) -> Iterator[str]:
+    """Servers of ours that would listen at the same place; the second would fail."""
+    places = [("api.port", config.api.bind, config.api.port)] if config.api.enabled else []
+    if config.metrics.enabled:
+        places.append(("metrics.port", config.metrics.bind, config.metrics.port))
+    for account in config.messaging.webhook:
+        if account.enabled:
+            name = "" if account.name is None else f" of instance {account.name!r}"
+            places.append((f"messaging.webhook.port{name}", account.bind, account.port))
+    by_port: dict[int, list[tuple[str, str]]] = {}
+    for name, bind, port in places:
+        for other, other_bind in by_port.get(port, []):
+            if port and (bind == other_bind or {bind, other_bind} & _EVERYWHERE):
+                yield f"{other} and {name} are both {port}; only the first can listen there, give each its own"
+        by_port.setdefault(port, []).append((name, bind))
 
 
 def _risks_of_rights(agent: AgentConfig, permissions: Permissions) -> Iterator[str]:
@@ -75,18 +95,19 @@ def _wide_rights(agent: AgentConfig, permissions: Permissions) -> list[str]:
     return [*named, "no sandbox"] if agent.sandbox.mode == "disabled" else named
 
 
-def _strangers(agent: AgentConfig, config: Config) -> list[str]:
-    """Accounts on which anybody may open a direct chat with an agent."""
-    found: list[str] = []
+def _strangers(config: Config) -> dict[str, list[str]]:
+    """Agents with the accounts on which anybody may open a direct chat with them."""
+    bound: dict[str, list[BindingConfig]] = {}
+    for binding in config.bindings:
+        bound.setdefault(binding.adapter_key, []).append(binding)
+    found: dict[str, list[str]] = {}
     for platform, key, account in config.messaging.accounts():
-        bindings = [binding for binding in config.bindings if binding.adapter_key == key]
+        bindings = bound.get(key, [])
         people = [person for binding in bindings for person in binding.dm_allowed_users]
-        if not account.enabled or not _is_open(platform, account, people):
-            continue
-        # Where nothing binds it, the default agent answers.
-        answering = {binding.agent_id for binding in bindings} or {config.default_agent.id}
-        if agent.id in answering:
-            found.append(key)
+        if account.enabled and _is_open(platform, account, people):
+            # Where nothing binds it, the default agent answers.
+            for agent_id in {binding.agent_id for binding in bindings} or {config.default_agent.id}:
+                found.setdefault(agent_id, []).append(key)
     return found
 
 

@@ -18,6 +18,9 @@ Keyword = Annotated[str, Field(min_length=1, max_length=100)]
 Keywords = Annotated[tuple[Keyword, ...], Field(max_length=500)]
 
 
+_SONNET, _HAIKU = "anthropic/claude-sonnet-4", "anthropic/claude-haiku-4.5"  # of examples
+
+
 class ThinkingEffort(StrEnum):
     """How long a model that can think may do so."""
 
@@ -37,11 +40,17 @@ class RoutingProfile(StrEnum):
 
 
 class TiersConfig(Table):
-    """`[defaults.routing.prompt_routing.tiers]`: the model of each tier. None means: from the profile."""
+    """`[defaults.routing.prompt_routing.tiers]`: the model of each tier; left out, from the profile."""
 
-    light: ModelName | None = None
-    standard: ModelName | None = None
-    heavy: ModelName | None = None
+    light: ModelName | None = Field(
+        default=None, description="Model for simple words.", examples=["anthropic/claude-haiku-4.5"]
+    )
+    standard: ModelName | None = Field(
+        default=None, description="Model for ordinary words.", examples=["anthropic/claude-sonnet-4"]
+    )
+    heavy: ModelName | None = Field(
+        default=None, description="Model for demanding words.", examples=["anthropic/claude-opus-4"]
+    )
 
 
 class BoundariesConfig(Table):
@@ -49,8 +58,8 @@ class BoundariesConfig(Table):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    light_standard: float = Field(default=0.0, ge=-1, le=1)  # strictly below is light
-    standard_heavy: float = Field(default=0.4, ge=-1, le=1)  # strictly above is heavy
+    light_standard: float = Field(default=0.0, ge=-1, le=1, description="A score strictly below is light.")
+    standard_heavy: float = Field(default=0.4, ge=-1, le=1, description="A score strictly above is heavy.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -60,48 +69,82 @@ class BoundariesConfig(Table):
 
 
 class WeightsConfig(Table):
-    """`[defaults.routing.prompt_routing.weights]`: what each dimension counts. Control spec 2.6."""
+    """`[defaults.routing.prompt_routing.weights]`: what each dimension counts."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    token_count: float = Field(default=0.10, ge=0, le=1)
-    code_presence: float = Field(default=0.20, ge=0, le=1)
-    reasoning: float = Field(default=0.20, ge=0, le=1)
-    simple: float = Field(default=0.15, ge=0, le=1)
-    technical: float = Field(default=0.15, ge=0, le=1)
-    multi_step: float = Field(default=0.10, ge=0, le=1)
-    constraints: float = Field(default=0.10, ge=0, le=1)
+    token_count: float = Field(default=0.10, ge=0, le=1, description="Length.")
+    code_presence: float = Field(default=0.20, ge=0, le=1, description="Code, and words about it.")
+    reasoning: float = Field(default=0.20, ge=0, le=1, description="Words that ask for reasoning.")
+    simple: float = Field(default=0.15, ge=0, le=1, description="Greetings and simple questions, which count down.")
+    technical: float = Field(default=0.15, ge=0, le=1, description="Technical terms.")
+    multi_step: float = Field(default=0.10, ge=0, le=1, description="Several steps and lists.")
+    constraints: float = Field(default=0.10, ge=0, le=1, description="Limits that an answer must keep.")
 
 
 class PromptRoutingConfig(Table):
-    """`[defaults.routing.prompt_routing]`: a person's words choose the tier of the model. Control spec 2.6."""
+    """`[defaults.routing.prompt_routing]`: a person's words choose the tier of the model."""
 
-    enabled: bool = False
-    process_types: tuple[ProcessName, ...] = ("channel", "branch")
+    enabled: bool = Field(default=False, description="Whether words choose the model.")
+    process_types: tuple[ProcessName, ...] = Field(
+        default=("channel", "branch"), description="Processes whose model is chosen so."
+    )
     tiers: TiersConfig = TiersConfig()
     boundaries: BoundariesConfig = BoundariesConfig()
     weights: WeightsConfig = WeightsConfig()
-    keywords: dict[Dimension, Keywords] = Field(default={})  # instead of the built-in lists
-    keywords_extra: dict[Dimension, Keywords] = Field(default={})  # beside them
+    keywords: dict[Dimension, Keywords] = Field(
+        default={},
+        description="Words of a dimension, instead of the built-in list.",
+        examples=[{"technical": ["kernel", "firmware"]}],
+    )
+    keywords_extra: dict[Dimension, Keywords] = Field(
+        default={}, description="Words of a dimension, beside its list.", examples=[{"simple": ["servus"]}]
+    )
 
 
 class RoutingConfig(Table):
-    """`[defaults.routing]`: which model serves which process. None means: chosen from the configured providers."""
+    """`[defaults.routing]`: which model serves which process. Routes left out are chosen from the providers."""
 
-    channel: ModelName | None = None
-    branch: ModelName | None = None
-    worker: ModelName | None = None
-    compactor: ModelName | None = None
-    cortex: ModelName | None = None
-    voice: ModelName | None = None  # hears recordings; none is chosen by itself
-    channel_thinking_effort: ThinkingEffort = ThinkingEffort.AUTO
-    branch_thinking_effort: ThinkingEffort = ThinkingEffort.AUTO
-    worker_thinking_effort: ThinkingEffort = ThinkingEffort.AUTO
-    compactor_thinking_effort: ThinkingEffort = ThinkingEffort.AUTO
-    cortex_thinking_effort: ThinkingEffort = ThinkingEffort.AUTO
-    task_overrides: dict[str, ModelName] = Field(default={})
-    fallbacks: dict[ModelName, tuple[ModelName, ...]] = Field(default={})
-    rate_limit_cooldown_secs: float = Field(default=60, ge=0)
+    channel: ModelName | None = Field(
+        default=None, description="Model that talks with people, as provider/model.", examples=[_SONNET]
+    )
+    branch: ModelName | None = Field(default=None, description="Model that thinks for them.", examples=[_SONNET])
+    worker: ModelName | None = Field(default=None, description="Model that does tasks.", examples=[_HAIKU])
+    compactor: ModelName | None = Field(default=None, description="Model that shortens history.", examples=[_HAIKU])
+    cortex: ModelName | None = Field(default=None, description="Model that looks after memory.", examples=[_HAIKU])
+    voice: ModelName | None = Field(
+        default=None,
+        description="Model that hears recordings; none is chosen by itself.",
+        examples=["openai/whisper-1"],
+    )
+    channel_thinking_effort: ThinkingEffort = Field(
+        default=ThinkingEffort.AUTO, description="How long the model of channels may think, where it can."
+    )
+    branch_thinking_effort: ThinkingEffort = Field(
+        default=ThinkingEffort.AUTO, description="How long the model of branches may."
+    )
+    worker_thinking_effort: ThinkingEffort = Field(
+        default=ThinkingEffort.AUTO, description="How long the model of workers may."
+    )
+    compactor_thinking_effort: ThinkingEffort = Field(
+        default=ThinkingEffort.AUTO, description="How long the model of the compactor may."
+    )
+    cortex_thinking_effort: ThinkingEffort = Field(
+        default=ThinkingEffort.AUTO, description="How long the model of the cortex may."
+    )
+    task_overrides: dict[str, ModelName] = Field(
+        default={},
+        description="Models for kinds of tasks, laid entry by entry over those of a lower level.",
+        examples=[{"coding": _SONNET}],
+    )
+    fallbacks: dict[ModelName, tuple[ModelName, ...]] = Field(
+        default={},
+        description="Models that take over when one is busy or down; a higher level replaces the map as a whole.",
+        examples=[{_SONNET: [_HAIKU]}],
+    )
+    rate_limit_cooldown_secs: float = Field(
+        default=60, ge=0, description="Seconds for which a model that was too busy is passed over, by all agents."
+    )
     prompt_routing: PromptRoutingConfig = PromptRoutingConfig()
 
     @field_validator("voice", mode="before")
@@ -115,6 +158,16 @@ class BudgetConfig(Table):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    daily_usd: float | None = Field(default=None, gt=0)  # estimated; None is no limit
-    daily_tokens: int | None = Field(default=None, gt=0)  # all kinds together, also of models without a known price
-    warn_at: float = Field(default=0.8, gt=0, le=1)  # share at which the owner is warned once a day
+    daily_usd: float | None = Field(
+        default=None, gt=0, description="Estimated dollars of a day; left out, there is no limit.", examples=[5.0]
+    )
+    daily_tokens: int | None = Field(
+        default=None,
+        gt=0,
+        le=10**15,
+        description="Tokens of a day, all kinds together, also of models without a known price.",
+        examples=[2_000_000],
+    )
+    warn_at: float = Field(
+        default=0.8, gt=0, le=1, description="Share of a limit at which the owner is warned, once a day."
+    )

@@ -29,6 +29,7 @@ from spacebot.base.paths import InstancePaths
 from spacebot.base.telemetry import kv
 from spacebot.config.load import LoadedConfig, load_config
 from spacebot.config.model import Config
+from spacebot.config.tables import RESTART, Table
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class ConfigStore:
         self._load = load
         self._loaded = loaded
         self._at_start = loaded.config
+        self._turn = trio.Lock()  # readings end in the order in which they began
+        self._limiter = trio.CapacityLimiter(1)
         self._listeners: list[Callable[[ReloadReport], None]] = []
 
     @classmethod
@@ -92,13 +95,30 @@ class ConfigStore:
         """Have a callback called after each reload that changed something or failed; it must not block."""
         self._listeners.append(callback)
 
+    @property
+    def loaded(self) -> LoadedConfig:
+        """The values that count now, with where each comes from."""
+        return self._loaded
+
+    async def refresh(self) -> ReloadReport:
+        """Read the file again in a thread: a large one takes seconds. See `reload`."""
+        async with self._turn:
+            return self._take(await trio.to_thread.run_sync(self._read, limiter=self._limiter))
+
     def reload(self) -> ReloadReport:
-        """Read the file again (some milliseconds). A broken file changes nothing and is told in the report."""
+        """Read the file again, here and now. A broken file changes nothing and is told in the report."""
+        return self._take(self._read())
+
+    def _read(self) -> LoadedConfig | SpacebotError:
         try:
-            loaded = self._load()
+            return self._load()
         except SpacebotError as error:
-            report = ReloadReport(changed=False, error=str(error), requires_restart=self._requires_restart())
-            log.warning("configuration not reloaded", extra=kv(error=str(error)))
+            return error
+
+    def _take(self, loaded: LoadedConfig | SpacebotError) -> ReloadReport:
+        if isinstance(loaded, SpacebotError):
+            report = ReloadReport(changed=False, error=str(loaded), requires_restart=self._requires_restart())
+            log.warning("configuration not reloaded", extra=kv(error=str(loaded)))
         else:
             changed = loaded.config != self._loaded.config
             self._loaded = loaded
@@ -115,25 +135,13 @@ class ConfigStore:
 
 
 def _restart_keys(old: Config, new: Config) -> Iterator[str]:
-    if old.api.enabled != new.api.enabled:
-        yield "api.enabled"
-    if old.api.bind != new.api.bind:
-        yield "api.bind"
-    if old.api.port != new.api.port:
-        yield "api.port"
-    if old.api.auth_token != new.api.auth_token:
-        yield "api.auth_token"
-    if old.api.allowed_origins != new.api.allowed_origins:
-        yield "api.allowed_origins"
-    for key in ("enabled", "bind", "port"):
-        if getattr(old.metrics, key) != getattr(new.metrics, key):
-            yield f"metrics.{key}"
-    before, after = ({agent.id: agent.workspace for agent in config.agents} for config in (old, new))
-    for agent_id in sorted(before.keys() ^ after.keys()):
-        yield f"agents[{agent_id}]"
-    for agent_id in sorted(before.keys() & after.keys()):
-        if before[agent_id] != after[agent_id]:
-            yield f"agents[{agent_id}].workspace"
+    """All else counts at its next use; the rest of `[api]` at the next request."""
+    for name in Config.model_fields:
+        before, after = getattr(old, name), getattr(new, name)
+        for key, field in type(before).model_fields.items() if isinstance(before, Table) else ():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get(RESTART) and getattr(before, key) != getattr(after, key):
+                yield f"{name}.{key}"
 
 
 class FileKind(StrEnum):
@@ -273,6 +281,8 @@ class _Watch:
         """All files of interest that exist now."""
         if self._paths.config.is_file():
             yield FileChange(kind=FileKind.CONFIG, path=self._paths.config)
+        if self._paths.login.is_file():  # whether it is there decides what may be asked
+            yield FileChange(kind=FileKind.CONFIG, path=self._paths.login)
         for agent_id, folder in self._identity_folders().items():
             for path in folder.glob("*.md"):
                 yield FileChange(kind=FileKind.IDENTITY, path=path, agent_id=agent_id)
@@ -327,7 +337,7 @@ class _Watch:
         return is_watching
 
     def _is_of_interest(self, path: Path) -> bool:
-        return path == self._paths.config or path.suffix in EDITED or not path.suffix
+        return path in (self._paths.config, self._paths.login) or path.suffix in EDITED or not path.suffix
 
 
 async def _set_when_cancelled(event: threading.Event) -> None:

@@ -6,7 +6,15 @@ Floor: config
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+RESTART, FORM = "x-restart", "x-form"
+AT_RESTART: dict[str, JsonValue] = {RESTART: True}  # for `Field(json_schema_extra=…)`: a new value counts from then on
+
+
+def form(low: float, high: float | None = None) -> dict[str, JsonValue]:
+    """For `Field(json_schema_extra=…)`: what forms and the API accept, where the file may go further."""
+    return {FORM: [low, high]}
 
 
 class Table(BaseModel):

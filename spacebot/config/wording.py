@@ -3,6 +3,9 @@
 Floor:  config
 """
 
+import json
+from typing import Any
+
 from pydantic import SecretStr
 from pydantic_core import ErrorDetails
 
@@ -70,3 +73,22 @@ def brief(value: object) -> str:
 def quote(part: str) -> str:
     """A key that needs quotes, in quotes."""
     return '"' + part.encode("unicode_escape").decode().replace('"', '\\"') + '"'
+
+
+def to_toml(value: Any) -> str:
+    """A value as it stands behind `=` in the file."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        inside = ", ".join(f"{_quoted(key)} = {to_toml(one)}" for key, one in value.items())
+        return f"{{ {inside} }}" if inside else "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(to_toml(one) for one in value) + "]"
+    if isinstance(value, int | float):
+        return str(value)
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _quoted(key: str) -> str:
+    is_bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if is_bare else json.dumps(key, ensure_ascii=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spacebot.base.errors import RefusedError
+from spacebot.conversations.captures import erase_captures
 from spacebot.conversations.rows import unpack
 from spacebot.storage.database import Connection
 
@@ -89,6 +90,7 @@ def scope_of(c: Connection, who: Person) -> Scope:
 def erase_log(c: Connection, who: Person, now: str) -> dict[str, int]:
     """Erase what was said, what was answered to it, and what was set to work for it."""
     scope = scope_of(c, who)
+    erase_captures(c)  # what models saw may hold any of it, in any conversation
     counts = _erase_conversations(c, scope.own)
     run_for(
         c,

@@ -1,4 +1,4 @@
-"""The durable log of one agent: messages, their ledger, turns, runs of branches and workers, results, usage.
+"""The durable log of one agent: messages, their ledger, turns, runs of branches and workers, results.
 
 Each method is one transaction, so every promise about "exactly once" is a statement about one of
 them: a message is accepted when `accept` returned, answered when `record_reply` returned, a result
@@ -47,7 +47,7 @@ from spacebot.conversations.rows import (
     to_logged,
     to_worker_run,
 )
-from spacebot.llm.messages import Usage
+from spacebot.conversations.timeline import Place, Timeline, read_channels, read_timeline, to_channel
 from spacebot.messaging.codec import from_json
 from spacebot.messaging.messages import InboundMessage, OutboundFile, OutboundKind
 from spacebot.storage.database import Connection, Database
@@ -448,20 +448,36 @@ class Conversations:
 
         def read(c: Connection) -> list[ChannelRecord]:
             rows = c.execute("SELECT * FROM channels WHERE is_active = 1 ORDER BY last_activity_at DESC, id")
-            return [
-                ChannelRecord(
-                    id=ConversationId(row["id"]),
-                    platform=row["platform"],
-                    display_name=row["display_name"],
-                    is_direct=bool(row["was_direct"]),  # what was said alone is not shown around when others join
-                    created_at=row["created_at"],
-                    last_activity_at=row["last_activity_at"],
-                    adapter=row["adapter"],
-                )
-                for row in rows
-            ]
+            return [to_channel(row) for row in rows]
 
         return await self._database.read(read)
+
+    async def channel(self, channel_id: ConversationId) -> ChannelRecord | None:
+        """One conversation; None when there is no such."""
+
+        def read(c: Connection) -> ChannelRecord | None:
+            row = c.execute("SELECT * FROM channels WHERE id = ?", (channel_id,)).fetchone()
+            return None if row is None else to_channel(row)
+
+        return await self._database.read(read)
+
+    async def channels_page(
+        self,
+        limit: int,
+        *,
+        before: tuple[str, str] | None = None,
+        ties: bool = False,
+        platform: str | None = None,
+        words: str | None = None,
+    ) -> tuple[list[ChannelRecord], int]:
+        """A page of the active conversations and their number; see `timeline.read_channels`."""
+        return await self._database.read(
+            lambda c: read_channels(c, limit, before, ties=ties, platform=platform, words=words)
+        )
+
+    async def timeline(self, channel_id: ConversationId, *, limit: int, before: Place | None = None) -> Timeline:
+        """The newest messages, branches and workers of a channel that lie before a place, oldest first."""
+        return await self._database.read(lambda c: read_timeline(c, channel_id, limit, before))
 
     async def fate(self, message_id: str, *, channel_id: ConversationId | None = None) -> Fate | None:
         """What became of an inbound message; None when the log does not know it.
@@ -490,23 +506,3 @@ class Conversations:
         return await self._database.read(
             lambda c: dict(c.execute("SELECT state, count(*) FROM ledger GROUP BY state").fetchall())
         )
-
-    async def record_usage(self, entries: Sequence[tuple[str, str | None, str | None, str, Usage]]) -> None:
-        """Keep what model calls cost: (process kind, process id, channel id, model, usage) each."""
-
-        def write(c: Connection) -> None:
-            now = self._clock.text()
-            c.executemany(
-                "INSERT INTO usage (created_at, process_kind, process_id, channel_id, model, input_tokens, "
-                "output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        now, kind, process_id, channel_id, model, usage.input_tokens, usage.output_tokens,
-                        usage.cache_read_tokens, usage.cache_write_tokens, usage.reasoning_tokens,
-                    )
-                    for kind, process_id, channel_id, model, usage in entries
-                ],
-            )  # fmt: skip
-
-        await self._database.write(write)

@@ -190,7 +190,7 @@ def costs_of(c: Connection, process_ids: Sequence[str]) -> dict[str, Cost]:
     if not process_ids:
         return {}
     rows = c.execute(
-        "SELECT process_id, model, count(*) AS calls, sum(input_tokens) AS input_tokens, "
+        "SELECT process_id, model, sum(requests) AS calls, sum(input_tokens) AS input_tokens, "
         "sum(output_tokens) AS output_tokens, sum(cache_read_tokens) AS cache_read_tokens, "
         "sum(cache_write_tokens) AS cache_write_tokens, sum(reasoning_tokens) AS reasoning_tokens "
         f"FROM usage WHERE process_id IN ({', '.join('?' * len(process_ids))}) "

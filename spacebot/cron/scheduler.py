@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, tzinfo
 import trio
 
 from spacebot.base.clock import Clock
-from spacebot.base.errors import StorageError
+from spacebot.base.errors import RefusedError, StorageError
 from spacebot.base.telemetry import kv
 from spacebot.cron.jobs import Job, Jobs, Run
 
@@ -51,8 +51,13 @@ class Scheduler:
         self._wake.set()
 
     def pause(self) -> None:
-        """Take nothing more: the program is about to end."""
+        """Take nothing more: the agent is paused, or the program is about to end."""
         self._is_paused = True
+
+    def resume(self) -> None:
+        """Take due times again."""
+        self._is_paused = False
+        self.wake()
 
     def cancel(self, job_id: str) -> None:
         """End the run of a job that goes on, if one does."""
@@ -62,8 +67,10 @@ class Scheduler:
     async def trigger(self, job_id: str) -> Run:
         """Have a job run now; returns as soon as that is certain.
 
-        Errors: NotFoundError; RefusedError while it is switched off or running; StorageError.
+        Errors: NotFoundError; RefusedError while it is switched off or running, or nothing is taken; StorageError.
         """
+        if self._is_paused:
+            raise RefusedError("the agent is paused, so no schedule runs; let it go on first")
         await self._is_open.wait()  # the program has just started
         assert self._nursery is not None
         job, run = await self._jobs.claim_now(job_id)

@@ -8,29 +8,41 @@ Source: control spec 2.9, 2.11, 2.13, pitfalls 33, 39, 41, 47 to 50; platform.cl
 """
 
 import json
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx2
 
+from spacebot.base.errors import ModelRejectedError
+from spacebot.base.telemetry import kv
+from spacebot.llm import oauth_identity
+from spacebot.llm.access import ANTHROPIC_HOST, credential, session
 from spacebot.llm.ambient import without_ambient
 from spacebot.llm.dialect import (
+    AuthKind,
     Base64,
+    RefusedThinking,
     StreamCutError,
     StreamFaultError,
     Target,
     ToolsCache,
+    count_in,
     encode,
     finish_of,
     parse_arguments,
     parse_event,
+    reading_events,
+    run_start,
     splice,
+    text_in,
     to_json_bytes,
 )
+from spacebot.llm.effort import THINKING_ROOM, claude_effort
 from spacebot.llm.messages import (
     ArgumentsDelta,
     FinishReason,
@@ -51,19 +63,21 @@ from spacebot.llm.messages import (
     Usage,
 )
 from spacebot.llm.sse import EventReader
-from spacebot.llm.transport import SdkErrors, Shard, Transport, read_stream, require_stream, translate
+from spacebot.llm.transport import STREAM_HEADERS, SdkErrors, Shard, Transport, read_stream, require_stream, translate
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
+log = logging.getLogger(__name__)
+
 MAX_TOKENS = 16_000  # when the request names none; control spec 2.9
-OFFICIAL_HOST = "api.anthropic.com"
 RETENTION_VARIABLE = "PI_CACHE_RETENTION"  # none, short (default), long
 VERSION = "2023-06-01"  # of the wire format that is written and read here, whatever the SDK prefers
 HEADERS_VARIABLE = "ANTHROPIC_CUSTOM_HEADERS"  # the SDK sends what it holds to whatever host
 BETA = "fine-grained-tool-streaming-2025-05-14"  # arguments arrive as they are written
 
 _ALIEN_ID = re.compile(r"[^A-Za-z0-9_-]")
+_THINKING_REFUSED = re.compile(r"thinking|signature")  # in the words of a refusal
 _DATED_DOT = re.compile(r"(?<=\d)\.(?=\d)")
 _STATUS = {
     "invalid_request_error": 400, "authentication_error": 401, "billing_error": 402, "permission_error": 403,
@@ -87,6 +101,7 @@ class AnthropicDialect:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._tools = ToolsCache()
+        self._refused = RefusedThinking()
         self.is_loaded = False
 
     def load(self) -> None:
@@ -97,11 +112,22 @@ class AnthropicDialect:
         self.is_loaded = True
 
     async def complete(self, request: ModelRequest, target: Target, on_delta: OnDelta) -> ModelReply:
-        """Ask once and read the stream to its end."""
+        """Ask and read the stream to its end; once more without earlier thinking, where that is what is refused."""
+        try:
+            return await self._ask(request, target, on_delta)
+        except ModelRejectedError as error:
+            is_thinking = error.status_code == 400 and _THINKING_REFUSED.search(str(error))
+            if not is_thinking or not self._refused.note(request):
+                raise
+        log.info("model asked again without its earlier thinking", extra=kv(model=target.model))
+        return await self._ask(request, target, on_delta)
+
+    async def _ask(self, request: ModelRequest, target: Target, on_delta: OnDelta) -> ModelReply:
         import anthropic
 
         retention = os.environ.get(RETENTION_VARIABLE, "short")
-        body = await encode(request, partial(to_wire, request, target, self._tools, retention=retention))
+        write = partial(to_wire, request, target, self._tools, retention=retention, refused=self._refused)
+        body = await encode(request, write)
         sdk = SdkErrors(anthropic.AnthropicError, anthropic.APIStatusError)
         reader = StreamReader()
 
@@ -116,7 +142,7 @@ class AnthropicDialect:
                     "/v1/messages",
                     cast_to=httpx2.Response,
                     content=body,
-                    options={"headers": {"content-type": "application/json", "accept": "text/event-stream"}},
+                    options={"headers": _headers(target)},
                     stream=True,
                     stream_cls=anthropic.AsyncStream[Any],
                 )
@@ -129,23 +155,32 @@ class AnthropicDialect:
                     await response.aclose()
 
 
+def _headers(target: Target) -> dict[str, str]:
+    """Those of one call; a token of a login lives for hours only, so no client is kept for it."""
+    own = dict(STREAM_HEADERS)
+    return own | (oauth_identity.headers(target.api_key) if target.auth is AuthKind.OAUTH else {})
+
+
 def _client(shard: Shard, target: Target) -> "AsyncAnthropic":
-    key = ("anthropic", target.base_url, target.api_key)
+    is_login = target.auth is AuthKind.OAUTH
+    key = ("anthropic", target.provider, target.base_url, "login" if is_login else f"{target.auth} {target.api_key}")
     if (bound := shard.bound.get(key)) is None:
         import anthropic
 
+        shown = {} if is_login else credential(target)
         headers: dict[str, Any] = {
             "anthropic-version": VERSION,
-            "X-Api-Key": target.api_key,
+            "X-Api-Key": shown.get("x-api-key", anthropic.Omit()),
+            "Authorization": shown.get("authorization", anthropic.Omit()),
+            **session(target),
             **target.entry.headers,
         }
-        if urlsplit(target.base_url).hostname != OFFICIAL_HOST:
-            own = {"authorization": f"Bearer {target.api_key or 'none'}"}
-            headers = without_ambient(HEADERS_VARIABLE, own, anthropic.Omit()) | headers
+        if urlsplit(target.base_url).hostname != ANTHROPIC_HOST:
+            headers = without_ambient(HEADERS_VARIABLE, anthropic.Omit()) | headers
         else:
-            headers |= {"Authorization": anthropic.Omit(), "anthropic-beta": BETA}  # proxies may want the bearer form
+            headers |= {"anthropic-beta": BETA}
         bound = shard.bound[key] = anthropic.AsyncAnthropic(
-            api_key=target.api_key or "none",
+            api_key="none" if is_login else target.api_key or "none",
             base_url=target.base_url,
             http_client=shard.http,
             max_retries=0,
@@ -161,23 +196,32 @@ def wire_model(name: str, aliases: Mapping[str, str]) -> str:
     return aliases.get(name, name)
 
 
-def to_wire(request: ModelRequest, target: Target, tools: ToolsCache, *, retention: str = "short") -> bytes:
+def to_wire(
+    request: ModelRequest,
+    target: Target,
+    tools: ToolsCache,
+    *,
+    retention: str = "short",
+    refused: Container[Reasoning] = (),
+) -> bytes:
     """The request's body.
 
     Args:
         retention: how long the provider may keep the marked prefix: `none`, `short` or `long`. Four marks are
             allowed and used: last tool, last stable system block, last message before the newest words of the
             user (they carry volatile text), and the last message while tools are running.
+        refused: thinking of the present run of calls that does not go back to the model.
     """
     mark = _cache_mark(retention, target)
-    body: dict[str, object] = {
-        "model": wire_model(target.wire_model, target.entry.aliases),
-        "max_tokens": request.max_output_tokens or MAX_TOKENS,
-        "stream": True,
-    }
+    model = wire_model(target.wire_model, target.entry.aliases)
+    effort = claude_effort(target.wire_model, model, target.effort)
+    limit = (request.max_output_tokens or MAX_TOKENS) + (THINKING_ROOM if effort else 0)
+    body: dict[str, object] = {"model": model, "max_tokens": limit, "stream": True}
+    if effort:
+        body |= {"thinking": {"type": "adaptive"}, "output_config": {"effort": effort}}
     if system := _system(request, mark):
         body["system"] = system
-    body["messages"] = _messages(request.messages, mark)
+    body["messages"] = _messages(request.messages, mark, refused)
     if not request.tools:
         return to_json_bytes(body)
 
@@ -196,7 +240,7 @@ def to_wire(request: ModelRequest, target: Target, tools: ToolsCache, *, retenti
 def _cache_mark(retention: str, target: Target) -> dict[str, str] | None:
     if retention == "none" or not target.entry.cache_marks:
         return None  # any unknown word means `short`
-    if retention == "long" and urlsplit(target.base_url).hostname == OFFICIAL_HOST:
+    if retention == "long" and urlsplit(target.base_url).hostname == ANTHROPIC_HOST:
         return {"type": "ephemeral", "ttl": "1h"}
     return {"type": "ephemeral"}
 
@@ -215,11 +259,14 @@ def _system(request: ModelRequest, mark: dict[str, str] | None) -> list[dict[str
     return blocks
 
 
-def _messages(messages: Sequence[ModelMessage], mark: dict[str, str] | None) -> list[dict[str, Any]]:
+def _messages(
+    messages: Sequence[ModelMessage], mark: dict[str, str] | None, refused: Container[Reasoning]
+) -> list[dict[str, Any]]:
     wire: list[dict[str, Any]] = []
     newest_words = -1  # index in `wire` of the user's newest words
-    for message in messages:
-        blocks = _blocks(message)
+    replayed_from = run_start(messages)
+    for i, message in enumerate(messages):
+        blocks = _blocks(message, refused if i >= replayed_from else None)
         if not blocks:
             continue  # empty blocks are refused
         if wire and wire[-1]["role"] == message.role:
@@ -252,7 +299,8 @@ def _mark_last(wire: list[dict[str, Any]], index: int, mark: dict[str, str]) -> 
             return
 
 
-def _blocks(message: ModelMessage) -> list[dict[str, object]]:
+def _blocks(message: ModelMessage, refused: Container[Reasoning] | None) -> list[dict[str, object]]:
+    """The blocks of a message; of its thinking those that were not refused, and none without that argument."""
     blocks: list[dict[str, object]] = []
     for part in message.parts:
         match part:
@@ -272,10 +320,10 @@ def _blocks(message: ModelMessage) -> list[dict[str, object]]:
                 if part.is_error:
                     result["is_error"] = True
                 blocks.append(result)
-            case Reasoning(text, signature, data):
+            case Reasoning(text, signature, data) if refused is not None and part not in refused:
                 if signature:
                     blocks.append({"type": "thinking", "thinking": text, "signature": signature})
-                elif data and not data.startswith("{"):  # chat completions keep JSON there
+                elif data and not data.startswith("{"):  # OpenAI's dialects keep JSON there
                     blocks.append({"type": "redacted_thinking", "data": data})
     return blocks
 
@@ -303,7 +351,7 @@ class StreamReader:
         self._events = EventReader()
         self._blocks: dict[int, _Block] = {}
         self._signatures: dict[int, str] = {}
-        self._usage: dict[str, int] = {}
+        self._usage: dict[str, object] = {}
         self._finish: str | None = None
         self._calls = 0
         self.is_finished = False
@@ -328,23 +376,23 @@ class StreamReader:
             self._take(self._events.finish())
         if not self.is_finished:
             raise StreamCutError("it ended in the middle")
-        parts = tuple(part for index in sorted(self._blocks) if (part := self._part(index)) is not None)
         usage = Usage(
-            input_tokens=self._usage.get("input_tokens", 0),
-            output_tokens=self._usage.get("output_tokens", 0),
-            cache_read_tokens=self._usage.get("cache_read_input_tokens", 0),
-            cache_write_tokens=self._usage.get("cache_creation_input_tokens", 0),
+            input_tokens=count_in(self._usage, "input_tokens"),
+            output_tokens=count_in(self._usage, "output_tokens"),
+            cache_read_tokens=count_in(self._usage, "cache_read_input_tokens"),
+            cache_write_tokens=count_in(self._usage, "cache_creation_input_tokens"),
+            reasoning_tokens=count_in(self._usage.get("output_tokens_details"), "thinking_tokens"),
         )
-        finish = finish_of(_FINISH.get(self._finish or "", FinishReason.STOP), has_calls=self._calls > 0)
-        return ModelReply(parts=parts, finish_reason=finish, usage=usage, model=model)
+        with reading_events():
+            parts = tuple(part for index in sorted(self._blocks) if (part := self._part(index)) is not None)
+            finish = finish_of(_FINISH.get(self._finish or "", FinishReason.STOP), has_calls=self._calls > 0)
+            return ModelReply(parts=parts, finish_reason=finish, usage=usage, model=model)
 
     def _take(self, events: list[bytes]) -> list[StreamDelta]:
         deltas: list[StreamDelta] = []
-        for data in events:
-            try:
+        with reading_events():
+            for data in events:
                 self._take_event(parse_event(data), deltas)
-            except (KeyError, TypeError, AttributeError) as error:
-                raise StreamCutError("it sent an event of an unknown shape") from error
         return deltas
 
     def _take_event(self, event: dict[str, Any], deltas: list[StreamDelta]) -> None:
@@ -356,9 +404,10 @@ class StreamReader:
                 block = self._blocks[event["index"]] = _Block(start, self._calls)
                 if start["type"] == "tool_use":
                     self._calls += 1
-                    deltas.append(ArgumentsDelta(block.call_index, start["name"], ""))
+                    text_in(start["id"])
+                    deltas.append(ArgumentsDelta(block.call_index, text_in(start["name"]), ""))
                 elif start["type"] == "text" and start.get("text"):
-                    block.fragments.append(start["text"])
+                    block.fragments.append(text_in(start["text"]))
                     deltas.append(TextDelta(start["text"]))
             case "message_start":
                 self._take_usage(event["message"].get("usage"))
@@ -369,27 +418,27 @@ class StreamReader:
                 self.is_finished = True
             case "error":
                 error = event.get("error") or {}
-                raise StreamFaultError(_STATUS.get(error.get("type", ""), 500), event)
+                raise StreamFaultError(_STATUS.get(text_in(error.get("type", "")), 500), event)
 
     def _take_delta(self, index: int, delta: dict[str, Any], deltas: list[StreamDelta]) -> None:
         block = self._blocks[index]
         match delta["type"]:
             case "text_delta":
-                block.fragments.append(delta["text"])
+                block.fragments.append(text_in(delta["text"]))
                 if delta["text"]:
                     deltas.append(TextDelta(delta["text"]))
             case "input_json_delta":
-                block.fragments.append(delta["partial_json"])
+                block.fragments.append(text_in(delta["partial_json"]))
                 if delta["partial_json"]:
                     deltas.append(ArgumentsDelta(block.call_index, block.start["name"], delta["partial_json"]))
             case "thinking_delta":
-                block.fragments.append(delta["thinking"])
+                block.fragments.append(text_in(delta["thinking"]))
             case "signature_delta":
                 self._signatures[index] = self._signatures.get(index, "") + delta["signature"]
 
     def _take_usage(self, usage: dict[str, Any] | None) -> None:
         for name, count in (usage or {}).items():
-            if isinstance(count, int):
+            if isinstance(count, int | dict):
                 self._usage[name] = count  # counts are totals so far
 
     def _part(self, index: int) -> Part | None:
@@ -400,11 +449,11 @@ class StreamReader:
                 return Text(text) if text else None
             case "tool_use":
                 if not text and start.get("input"):  # some hosts send the arguments whole
-                    return ToolCall(start["id"], start["name"], start["input"], json.dumps(start["input"]))
+                    text = json.dumps(start["input"])
                 return ToolCall(start["id"], start["name"], parse_arguments(text), text)
             case "thinking":
                 text = start.get("thinking", "") + text
-                return Reasoning(text, self._signatures.get(index) or start.get("signature") or None)
+                return Reasoning(text, self._signatures.get(index) or text_in(start.get("signature") or "") or None)
             case "redacted_thinking":
-                return Reasoning("", data=start.get("data"))
+                return Reasoning("", data=text_in(start.get("data")))
         return None

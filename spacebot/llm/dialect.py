@@ -6,8 +6,9 @@ Floor:  llm; may import base, config
 
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -16,11 +17,26 @@ import trio
 from spacebot.config.model import ApiType
 from spacebot.config.provider_table import ProviderEntry
 from spacebot.config.routing import ThinkingEffort
-from spacebot.llm.messages import FinishReason, Image, JsonObject, ModelReply, ModelRequest, OnDelta, ToolSpec
+from spacebot.llm.messages import (
+    FinishReason,
+    Image,
+    JsonObject,
+    ModelMessage,
+    ModelReply,
+    ModelRequest,
+    OnDelta,
+    Reasoning,
+    Role,
+    ToolResult,
+    ToolSpec,
+)
 
 # Control characters inside strings are accepted: models send them unescaped. NaN and Infinity are no JSON.
 _LENIENT = json.JSONDecoder(strict=False, parse_constant=lambda _: None)
+REASONING_ITEM = '{"type": "reasoning"'  # how `Reasoning.data` begins when the Responses dialect wrote it
 _TOOLS_KEPT = 256  # sets of tools whose wire form is kept
+_MOST_TOKENS = 10**9  # of one request
+_PROOFS_KEPT = 2000
 _LARGE = 100_000  # characters of pictures in a request; more are written in a thread
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=-_"
 
@@ -40,7 +56,9 @@ class Target:
     Args:
         model: full name as the owner writes it, `provider/model`; the key of cooldowns and ceilings.
         wire_model: what the provider calls it.
+        base_url: root of the provider's API; the dialect adds version and path (see access.py).
         entry: the provider's peculiarities.
+        query: what every address of this provider ends with.
         effort: how long the model may think, as its role is configured.
     """
 
@@ -52,7 +70,9 @@ class Target:
     api_key: str
     entry: ProviderEntry
     auth: AuthKind = AuthKind.KEY
+    key_auth: AuthKind = AuthKind.KEY  # how `api_key` is shown when a login does not count
     effort: ThinkingEffort = ThinkingEffort.AUTO
+    query: Mapping[str, str] = field(default_factory=dict)
 
 
 class Dialect(Protocol):
@@ -71,6 +91,43 @@ class Dialect(Protocol):
         Cancel: the connection is closed at once.
         """
         ...
+
+
+def run_start(messages: Sequence[ModelMessage]) -> int:
+    """Where the present run of tool calls begins: after the newest words of a user that answer no call.
+
+    Thinking is sent back from there on only. What lies before is written anew between turns, and a proof of thinking
+    counts with the very words that stood before it.
+    """
+    for i in range(len(messages) - 1, -1, -1):
+        message = messages[i]
+        if message.role is Role.USER and not any(isinstance(part, ToolResult) for part in message.parts):
+            return i + 1
+    return 0
+
+
+class RefusedThinking:
+    """Proofs of earlier thinking that a provider did not accept; they are not shown a second time.
+
+    They hold for one model, one account and the words before them; a chain of fallbacks and a shortened history cross
+    all of these.
+    """
+
+    def __init__(self) -> None:
+        self._proofs: dict[str, None] = {}
+
+    def note(self, request: ModelRequest) -> bool:
+        """Remember the proofs of a request that was refused; False when it had none that could be the reason."""
+        parts = (part for message in request.messages for part in message.parts if isinstance(part, Reasoning))
+        fresh = [proof for part in parts if (proof := part.signature or part.data) and proof not in self._proofs]
+        for proof in fresh:
+            if len(self._proofs) >= _PROOFS_KEPT:
+                del self._proofs[next(iter(self._proofs))]
+            self._proofs[proof] = None
+        return bool(fresh)
+
+    def __contains__(self, part: object) -> bool:
+        return isinstance(part, Reasoning) and (part.signature or part.data) in self._proofs
 
 
 class StreamFaultError(Exception):
@@ -111,6 +168,31 @@ def parse_event(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise StreamCutError("it sent something that is no JSON object")
     return value
+
+
+def text_in(value: object) -> str:
+    """A text of an event. Errors: TypeError when it is something else."""
+    if isinstance(value, str):
+        return value
+    raise TypeError("no text")
+
+
+def count_in(counts: object, name: str) -> int:
+    """A count of tokens; 0 where there is none. What no request can have used would not fit into a row."""
+    value = counts.get(name) if isinstance(counts, dict) else None
+    return min(value, _MOST_TOKENS) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+@contextmanager
+def reading_events() -> Iterator[None]:
+    """Around what takes events apart: an event of another shape makes the stream unusable, whatever is wrong in it.
+
+    Errors: StreamCutError.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise StreamCutError("it sent an event of an unknown shape") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,13 @@
 """One completion: routing, retries, fallback, cooldown, accounting.
 
-Flow:   AgentModel.complete -> choose_models -> _ask_in_turn -> _ask_patiently -> Dialect.complete
+Flow:   AgentModel.complete -> choose -> _ask_in_turn -> _ask_patiently -> Dialect.complete
 Floor:  llm; may import base, config
 Source: control spec 2.4, 2.8, 2.13 to 2.15, pitfalls 36 to 38, 54 to 56, 66; process spec 18, P17, P51, S10
 """
 
 import logging
-import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -25,12 +23,15 @@ from spacebot.base.errors import (
 )
 from spacebot.base.telemetry import kv
 from spacebot.config.model import AgentConfig, AgentSettings, ApiType, LlmConfig
-from spacebot.llm.anthropic import AnthropicDialect
-from spacebot.llm.demo import DemoDialect
+from spacebot.llm.choice import Choice, Obstacle, choose, choose_models, targets_of
+from spacebot.llm.credentials import Credentials
 from spacebot.llm.dialect import Dialect, Target
+from spacebot.llm.explain import RouteExplanation, explain
 from spacebot.llm.history import estimate_tokens
+from spacebot.llm.libraries import Libraries
 from spacebot.llm.messages import (
     Image,
+    ModelMessage,
     ModelReply,
     ModelRequest,
     OnDelta,
@@ -39,10 +40,9 @@ from spacebot.llm.messages import (
     StreamDelta,
     Usage,
 )
-from spacebot.llm.openai_chat import OpenAiChatDialect
-from spacebot.llm.routing import choose_models, is_rerouted, model_names, resolve, split_name
+from spacebot.llm.profiles import FreeModels, no_free_models
+from spacebot.llm.routing import is_rerouted, resolve, split_name
 from spacebot.llm.transcription import Transcriber
-from spacebot.llm.transport import open_transport
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,10 @@ BACK_OFF_S = 0.5  # doubles with every attempt
 JITTER = 0.25  # share of the pause added at random
 LONGEST_WAIT_S = 30.0  # a provider that wants more patience is left alone
 LEARNED_SHARE = 0.9  # of a refused size is believed to fit; control spec 2.14
+TRIAL_TOKENS = 16  # the least that every provider accepts
+TRIAL_S = 60.0
 LEAST_CEILING = 4000  # tokens; a smaller one would leave no room to talk, so the refusal had other reasons
+MOST_KEPT = 500  # first models, of agents and their processes
 TOTAL_S: Mapping[ProcessKind, float] = MappingProxyType(
     {
         ProcessKind.CHANNEL: 300.0,  # a person is waiting
@@ -74,17 +77,12 @@ class UsageRecord:
     agent_id: str | None
     channel_id: str | None
     node_id: str | None
+    tier: str | None = None  # light, standard or heavy, where the words of a message chose
+    default_model: str | None = None  # full name of what would have been asked otherwise; None: the same
+    is_included: bool = False  # paid by a subscription, not by the token
 
 
 RecordUsage = Callable[[UsageRecord], None]
-
-
-class _Loading:
-    """A vendor library on its way in; many may wait for it."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.error: Exception | None = None
 
 
 class ModelManager:
@@ -92,46 +90,72 @@ class ModelManager:
 
     def __init__(
         self,
-        dialects: Mapping[ApiType, Dialect],
-        nursery: trio.Nursery,
+        libraries: Libraries,
         llm: Callable[[], LlmConfig],
         *,
         record_usage: RecordUsage | None = None,
         transcriber: Transcriber | None = None,
+        credentials: Credentials | None = None,
         jitter: Callable[[], float] = random.random,
         sleep: Callable[[float], Awaitable[None]] = trio.sleep,
+        free_models: FreeModels = no_free_models,
     ) -> None:
-        self._dialects = dialects
-        self._nursery = nursery
+        self.free_models = free_models
+        self.known_window: Callable[[str], int | None] = lambda model: None  # of the catalogue, by full model name
+        self._libraries = libraries
         self._llm = llm
         self._record_usage = record_usage
         self._transcriber = transcriber
+        self.credentials = credentials
         self._jitter = jitter
         self._sleep = sleep
-        self._loading: dict[int, _Loading] = {}
         self._cool_until: dict[str, float] = {}  # by full model name, on the monotonic clock
         self._ceilings: dict[str, int] = {}
         self._warned: set[str] = set()
+        self._first_models: dict[tuple[ProcessKind, int], tuple[AgentSettings, LlmConfig, str]] = {}
 
     def for_agent(self, settings: Callable[[], AgentSettings]) -> "AgentModel":
         """The model of one agent; its settings are read anew at each call."""
         return AgentModel(self, settings)
 
     def ceiling(self, model: str) -> int | None:
-        """Tokens that a model is known to refuse above, or None while nothing is known."""
-        return self._ceilings.get(model)
+        """Tokens that a model reads, as the catalogue has it or as a refusal taught; None while nothing is known."""
+        known = [size for size in (self.known_window(model), self._ceilings.get(model)) if size is not None]
+        return max(LEAST_CEILING, min(known)) if known else None
 
     def context_window(self, process: ProcessKind, settings: AgentSettings) -> int:
-        """Tokens that a process's model reads: the configured number, or less where a refusal taught better."""
+        """Tokens that a process's model reads: the configured number, or less where its ceiling is known."""
         try:
-            target = choose_models(process, None, settings.routing, self._llm())[0]
+            ceiling = self.ceiling(self._first_model(process, settings))
         except ModelRejectedError:
             return settings.context_window
-        return min(settings.context_window, self._ceilings.get(target.model, settings.context_window))
+        return settings.context_window if ceiling is None else min(settings.context_window, ceiling)
+
+    def _first_model(self, process: ProcessKind, settings: AgentSettings) -> str:
+        """The model that a process asks first; kept while the configuration is the same, as every step asks for it."""
+        key, llm = (process, id(settings)), self._llm()
+        kept = self._first_models.get(key)
+        if kept is None or kept[0] is not settings or kept[1] is not llm:
+            if len(self._first_models) >= MOST_KEPT:
+                self._first_models.clear()
+            kept = self._first_models[key] = settings, llm, choose_models(process, None, settings, llm)[0].model
+        return kept[2]
 
     def is_cooling(self, model: str) -> bool:
         """Whether a model's provider asked for a pause that is not over."""
         return self._cool_until.get(model, 0.0) > monotonic_s()
+
+    def explain(
+        self, text: str, process: ProcessKind, settings: AgentSettings, *, task_type: str | None = None
+    ) -> RouteExplanation:
+        """Which model would answer a text now, and why."""
+
+        def cooling(model: str) -> float:
+            return max(0.0, self._cool_until.get(model, 0.0) - monotonic_s())
+
+        return explain(
+            [text], process, settings, self._llm(), task_type=task_type, cooling=cooling, free=self.free_models
+        )
 
     async def warm_up(self, settings: Iterable[AgentSettings] = ()) -> None:
         """Import the libraries that the configured models need, so that the first call does not wait.
@@ -145,12 +169,12 @@ class ModelManager:
         for agent in settings or (AgentSettings(),):
             for process in ProcessKind:
                 try:
-                    kinds.update((t.api_type, None) for t in choose_models(process, None, agent.routing, llm))
+                    kinds.update((t.api_type, None) for t in choose_models(process, None, agent, llm))
                 except ModelRejectedError:
                     continue  # the first call will say so
         for kind in kinds:
             try:
-                await self._ready(kind)
+                await self._libraries.ready(kind)
             except ModelError as error:
                 log.warning("models not warmed up", extra=kv(error=str(error)))
 
@@ -161,12 +185,13 @@ class ModelManager:
 
         Errors: ModelError and its kinds; when several models failed, one error that lists them all.
         """
-        targets = choose_models(request.process, request.task_type, settings.routing, self._llm())
-        self._warn_rerouted(request, settings, targets[0])
+        choice = self._choose(request, settings)
+        targets = targets_of(choice, request.process, settings.routing, self._llm())
+        self._warn_rerouted(choice, targets[0])
         limit_s = TOTAL_S[request.process]
         watch = _Watch(request, on_delta)
         with trio.move_on_after(limit_s) as scope:
-            return await self._ask_in_turn(request, targets, settings, watch)
+            return await self._ask_in_turn(request, targets, settings, watch, choice)
         assert scope.cancelled_caught
         raise ModelUnavailableError(
             f"{targets[0].model}: no complete answer within {limit_s:g} s; try again, or choose a faster model",
@@ -200,8 +225,40 @@ class ModelManager:
             )
         return heard.text
 
+    def _choose(self, request: ModelRequest, settings: AgentSettings) -> Choice:
+        """The models for a request, as things are at this moment."""
+        complexity = request.complexity
+
+        def obstacle(target: Target) -> Obstacle | None:
+            if self.is_cooling(target.model):
+                return Obstacle.COOLING
+            ceiling = self.ceiling(target.model)
+            if ceiling is not None and estimate_tokens(request.messages, request.system, request.tools) > ceiling:
+                return Obstacle.TOO_SMALL
+            return None
+
+        choice = choose(
+            request.process, request.task_type, settings, self._llm(),
+            complexity=complexity, obstacle=obstacle, free=self.free_models,
+        )  # fmt: skip
+        if complexity is not None and choice.tier is not None:
+            log.debug(
+                "prompt scored",
+                extra=kv(
+                    agent=request.node.agent_id if request.node else None, process=str(request.process),
+                    score=complexity.score, tier=str(choice.tier), model=choice.names[0], default=choice.default,
+                    values=", ".join(f"{name} {value:g}" for name, value in complexity.values.items() if value),
+                ),
+            )  # fmt: skip
+        return choice
+
     async def _ask_in_turn(
-        self, request: ModelRequest, targets: tuple[Target, ...], settings: AgentSettings, watch: "_Watch"
+        self,
+        request: ModelRequest,
+        targets: tuple[Target, ...],
+        settings: AgentSettings,
+        watch: "_Watch",
+        choice: Choice,
     ) -> ModelReply:
         failures: list[ModelError] = []
         queue = [t for t in targets if not self.is_cooling(t.model)] or list(targets)
@@ -223,7 +280,7 @@ class ModelManager:
                 if queue:
                     watch.restart()
                 continue
-            self._account(request, target, reply)
+            self._account(request, target, reply, choice)
             return reply
         raise _combine(failures)
 
@@ -237,12 +294,11 @@ class ModelManager:
         has_others: bool,
     ) -> ModelReply:
         """Ask one model, up to `ATTEMPTS` times."""
-        await self._ready(target.api_type)
-        dialect = self._dialects[target.api_type]
+        dialect = await self._libraries.ready(target.api_type)
         for attempt in range(1, ATTEMPTS + 1):
             watch.begin()
             try:
-                return await dialect.complete(request, target, watch)
+                return await self._call(dialect, request, target, watch)
             except ModelError as error:
                 self._learn(error, request, target, settings)
                 pause_s = self._pause_s(error, attempt, has_others=has_others)
@@ -252,6 +308,29 @@ class ModelManager:
                 log.info("model call retried", extra=kv(model=target.model, attempt=attempt, pause_s=round(pause_s, 2)))
                 await self._sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
+
+    async def _call(self, dialect: Dialect, request: ModelRequest, target: Target, on_delta: OnDelta) -> ModelReply:
+        """One call with the key, or the token of a login."""
+        if self.credentials is None:
+            return await dialect.complete(request, target, on_delta)
+        return await self.credentials.complete(dialect, request, target, on_delta)
+
+    async def try_model(self, name: str, llm: LlmConfig) -> ModelReply:
+        """Ask a model a word, once, with providers that need not be the configured ones; nothing is kept or booked.
+
+        Errors: ModelError and its kinds.
+        """
+        target = resolve(name, llm)
+        dialect = await self._libraries.ready(target.api_type)
+        request = ModelRequest(
+            process=ProcessKind.CHANNEL,
+            system=(),
+            messages=(ModelMessage.user("Hello"),),
+            max_output_tokens=TRIAL_TOKENS,
+        )
+        with trio.move_on_after(TRIAL_S):
+            return await self._call(dialect, request, target, lambda delta: None)
+        raise ModelUnavailableError(f"{name}: no answer within {TRIAL_S:g} s; try again", model=name)
 
     def _pause_s(self, error: ModelError, attempt: int, *, has_others: bool) -> float | None:
         """Seconds until the same model is asked again, or None when it is not."""
@@ -280,26 +359,7 @@ class ModelManager:
         names = [f"{target.provider}/{name}" for name in (entry.first, entry.second) if name]
         return [resolve(name, self._llm()) for name in dict.fromkeys(names) if name != target.model]
 
-    async def _ready(self, kind: ApiType) -> None:
-        """Wait until a dialect's library is imported; the first who asks starts it."""
-        dialect = self._dialects[kind]
-        if dialect.is_loaded:
-            return
-        loading = self._loading.get(id(dialect))
-        if loading is None:
-            loading = self._loading[id(dialect)] = _Loading()
-            self._nursery.start_soon(_load, dialect, loading)
-        if not loading.done.is_set():
-            await loading.done.wait()
-        if loading.error is not None:
-            if self._loading.get(id(dialect)) is loading:
-                del self._loading[id(dialect)]  # the next call tries again: the machine may be repaired by then
-            raise ModelUnavailableError(
-                f"the library for {kind.value!r} models cannot be loaded: {_load_advice(loading.error)}",
-                model=kind.value,
-            ) from loading.error
-
-    def _account(self, request: ModelRequest, target: Target, reply: ModelReply) -> None:
+    def _account(self, request: ModelRequest, target: Target, reply: ModelReply, choice: Choice) -> None:
         node = request.node
         if node is not None:
             usage = reply.usage
@@ -315,11 +375,24 @@ class ModelManager:
                     agent_id=node.agent_id if node else None,
                     channel_id=node.channel_id if node else None,
                     node_id=node.id if node else None,
+                    tier=None if choice.tier is None else str(choice.tier),
+                    default_model=self._default_of(choice, target),
+                    is_included=reply.is_included,
                 )
             )
 
-    def _warn_rerouted(self, request: ModelRequest, settings: AgentSettings, target: Target) -> None:
-        name = model_names(request.process, request.task_type, settings.routing, self._llm())[0]
+    def _default_of(self, choice: Choice, target: Target) -> str | None:
+        """What would have been asked without scoring, when that is another model than the one that answered."""
+        if choice.tier is None:
+            return None
+        try:
+            default = resolve(choice.default, self._llm()).model
+        except ModelRejectedError:
+            return None
+        return None if default == target.model else default
+
+    def _warn_rerouted(self, choice: Choice, target: Target) -> None:
+        name = choice.names[0]
         if name not in self._warned and is_rerouted(name, target):
             self._warned.add(name)
             log.warning("model reached through OpenRouter", extra=kv(asked=name, provider=split_name(name)[0]))
@@ -348,6 +421,10 @@ class AgentModel:
     async def transcribe(self, audio: bytes, media_type: str, *, instruction: str) -> str:
         """The words of a recording. Errors: ModelError and its kinds."""
         return await self._manager.transcribe(audio, media_type, self._settings(), instruction=instruction)
+
+    def explain(self, text: str, process: ProcessKind, task_type: str | None = None) -> RouteExplanation:
+        """Which model would answer a text now, and why."""
+        return self._manager.explain(text, process, self._settings(), task_type=task_type)
 
     def context_window(self, process: ProcessKind) -> int:
         """Tokens that the process's model reads: the configured number, or less where a refusal taught better."""
@@ -382,26 +459,6 @@ class _Watch:
             self._on_delta(Restart())
 
 
-async def _load(dialect: Dialect, loading: _Loading) -> None:
-    try:
-        await trio.to_thread.run_sync(dialect.load)
-    except Exception as error:  # boundary: service
-        log.error("model library not loaded", exc_info=error)
-        loading.error = error
-    finally:
-        loading.done.set()
-
-
-def _load_advice(error: Exception) -> str:
-    """Why a library was not loaded, and what to do."""
-    if isinstance(error, OSError) and error.filename is None:  # certificates; any other file would be named
-        variables = (name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name))
-        named = " and ".join(f"{name}={os.environ[name]!r}" for name in variables)
-        where = f"the certificates of {named}; correct or unset that" if named else "the certificates; check them"
-        return f"{error.strerror or type(error).__name__} in {where}"
-    return f"{type(error).__name__}: {error}; reinstall the program if it goes on"
-
-
 def _combine(failures: list[ModelError]) -> ModelError:
     """One error that lists every model and reason; of the kind that the caller can do most about."""
     if len(failures) == 1:
@@ -416,27 +473,3 @@ def _combine(failures: list[ModelError]) -> ModelError:
     if len(waits) == len(failures):
         return ModelBusyError(text, model=first.model, retry_after_s=min(waits) or None)
     return ModelUnavailableError(text, model=first.model)
-
-
-@asynccontextmanager
-async def open_models(
-    llm: Callable[[], LlmConfig], *, record_usage: RecordUsage | None = None
-) -> AsyncIterator[ModelManager]:
-    """Open the way to models.
-
-    Args:
-        llm: gives the present configuration; asked at each call, so changes count at once.
-        record_usage: told of each completion; must not wait.
-
-    Owns: the HTTP clients; closes them, also when cancelled.
-    """
-    async with open_transport() as transport, trio.open_nursery() as nursery:
-        chat = OpenAiChatDialect(transport)
-        dialects: dict[ApiType, Dialect] = {
-            ApiType.ANTHROPIC: AnthropicDialect(transport),
-            ApiType.OPENAI_COMPLETIONS: chat,
-            ApiType.OPENAI_CHAT_COMPLETIONS: chat,
-            ApiType.DEMO: DemoDialect(),
-        }
-        yield ModelManager(dialects, nursery, llm, record_usage=record_usage, transcriber=Transcriber(transport))
-        nursery.cancel_scope.cancel()

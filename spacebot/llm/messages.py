@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from spacebot.base.tree import Node
+from spacebot.llm.complexity import Complexity
 
 JsonObject = Mapping[str, Any]  # the arguments of a tool call and the schema of a tool: JSON by nature
 
@@ -164,6 +165,7 @@ class ModelRequest:
         process: whose route is taken.
         task_type: free word such as `coding`, for the task overrides of the routing table.
         max_output_tokens: None leaves it to the dialect's default.
+        complexity: of the words of a person that caused it; may choose the model.
         node: the supervised process that asks; gets progress marks and counts.
     """
 
@@ -173,6 +175,7 @@ class ModelRequest:
     tools: tuple[ToolSpec, ...] = ()
     task_type: str | None = None
     max_output_tokens: int | None = None
+    complexity: Complexity | None = None
     node: Node | None = None
 
 
@@ -184,6 +187,7 @@ class ModelReply:
     finish_reason: FinishReason
     usage: Usage = field(default_factory=Usage)
     model: str = ""
+    is_included: bool = False  # a subscription paid for it
 
     @property
     def message(self) -> ModelMessage:

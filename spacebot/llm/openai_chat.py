@@ -1,34 +1,38 @@
 """The dialect of chat completions, which most providers speak, each a little differently.
 
-Flow:   to_wire -> AsyncOpenAI.post -> StreamReader -> ModelReply
+Flow:   to_wire -> openai_client.post -> StreamReader -> ModelReply
 Floor:  llm; may import base, config
-Source: control spec 2.9, 2.13, 2.15, pitfalls 40 to 50, 57
+Source: control spec 2.9 to 2.11, 2.13, 2.15, pitfalls 40 to 50, 57
 """
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
-import httpx2
-
+from spacebot.base.errors import ModelRejectedError
 from spacebot.base.ids import new_uuid
-from spacebot.config.model import ApiType
-from spacebot.llm.ambient import without_ambient
+from spacebot.llm.anthropic import RETENTION_VARIABLE
+from spacebot.llm.copilot import CopilotTokens, copilot_headers
 from spacebot.llm.dialect import (
+    REASONING_ITEM,
     Base64,
     StreamCutError,
     StreamFaultError,
     Target,
     ToolsCache,
+    count_in,
     encode,
     finish_of,
     parse_arguments,
     parse_event,
+    reading_events,
     splice,
+    text_in,
     to_json_bytes,
 )
+from spacebot.llm.effort import THINKING_ROOM, openai_effort, thinks_like_openai
 from spacebot.llm.messages import (
     ArgumentsDelta,
     FinishReason,
@@ -48,16 +52,14 @@ from spacebot.llm.messages import (
     ToolSpec,
     Usage,
 )
+from spacebot.llm.openai_client import fault_status, load, max_tokens_field, post
 from spacebot.llm.sse import EventReader
-from spacebot.llm.transport import SdkErrors, Shard, Transport, content_type, read_stream, require_stream, translate
+from spacebot.llm.transport import Transport
 
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
-OFFICIAL_HOST = "api.openai.com"
-HEADERS_VARIABLE = "OPENAI_CUSTOM_HEADERS"  # the SDK sends what it holds to whatever host
+PATH = "/chat/completions"
 
 _MARK = {"type": "ephemeral"}  # OpenRouter hands it on to Anthropic
+_SPOKEN = ("text", "output_text", "refusal", None)  # kinds of content that are words for people
 _FINISH = {
     "stop": FinishReason.STOP,
     "tool_calls": FinishReason.TOOL_CALLS,
@@ -65,107 +67,87 @@ _FINISH = {
     "length": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
 }
-_STATUS = {
-    "invalid_request_error": 400, "context_length_exceeded": 400, "authentication_error": 401,
-    "invalid_api_key": 401, "model_not_found": 404, "rate_limit_error": 429, "rate_limit_exceeded": 429,
-    "insufficient_quota": 429,
-}  # fmt: skip
 
 
 class OpenAiChatDialect:
-    """Asks models behind chat completions."""
+    """Asks models behind chat completions.
 
-    def __init__(self, transport: Transport) -> None:
+    Args:
+        copilot: buys tokens for the provider that wants them; None: it keeps them in memory only.
+    """
+
+    def __init__(self, transport: Transport, copilot: CopilotTokens | None = None) -> None:
         self._transport = transport
+        self._copilot = copilot or CopilotTokens(transport)
         self._tools = ToolsCache()
         self.is_loaded = False
 
     def load(self) -> None:
         """Import the SDK: about a second of CPU, so never on the loop."""
-        import openai  # noqa: F401
-
-        self._transport.prepare()
+        load(self._transport)
         self.is_loaded = True
 
     async def complete(self, request: ModelRequest, target: Target, on_delta: OnDelta) -> ModelReply:
         """Ask once and read the stream to its end."""
-        import openai
-
-        body = await encode(request, partial(to_wire, request, target, self._tools))
-        reader = StreamReader()
-
-        def take(piece: bytes) -> bool:
-            for delta in reader.feed(piece):
-                on_delta(delta)
-            return reader.is_finished
-
-        async with self._transport.shard() as shard:
-            with translate(target, SdkErrors(openai.OpenAIError, openai.APIStatusError)):
-                response = await _client(shard, target).post(
-                    "/chat/completions",
-                    cast_to=httpx2.Response,
-                    content=body,
-                    options={"headers": {"content-type": "application/json", "accept": "text/event-stream"}},
-                    stream=True,
-                    stream_cls=openai.AsyncStream[Any],
-                )
-                assert isinstance(response, httpx2.Response)
-                try:
-                    if content_type(response) == "application/json":  # the whole answer: a stream of one event
-                        for delta in reader.take_whole(await response.aread()):
-                            on_delta(delta)
-                    else:
-                        require_stream(response)
-                        await read_stream(response, take)
-                    return reader.reply(target.model)
-                finally:
-                    await response.aclose()
+        retention = os.environ.get(RETENTION_VARIABLE, "short")
+        body = await encode(request, partial(to_wire, request, target, self._tools, retention=retention))
+        ask = partial(post, self._transport)
+        if not target.entry.exchanges_key:
+            return await ask(target, PATH, body, StreamReader(), on_delta)
+        headers = copilot_headers(request)
+        bought = await self._copilot.exchange(target)
+        try:
+            return await ask(bought, PATH, body, StreamReader(), on_delta, headers=headers)
+        except ModelRejectedError as error:
+            if error.status_code != 401:
+                raise
+        bought = await self._copilot.exchange(target, refused=bought.api_key)
+        return await ask(bought, PATH, body, StreamReader(), on_delta, headers=headers)
 
 
-def _client(shard: Shard, target: Target) -> "AsyncOpenAI":
-    key = ("openai", target.base_url, target.api_key)
-    if (bound := shard.bound.get(key)) is None:
-        import openai
+def to_wire(request: ModelRequest, target: Target, tools: ToolsCache, *, retention: str = "short") -> bytes:
+    """The request's body.
 
-        # The SDK would send the owner's OpenAI organization from the environment to every provider.
-        alien = target.provider != "openai"
-        omitted: dict[str, Any] = (
-            {"OpenAI-Organization": openai.Omit(), "OpenAI-Project": openai.Omit()} if alien else {}
-        )
-        if urlsplit(target.base_url).hostname != OFFICIAL_HOST:
-            own = {"authorization": f"Bearer {target.api_key or 'none'}"}
-            omitted = without_ambient(HEADERS_VARIABLE, own, openai.Omit()) | omitted
-        root = target.base_url + ("/v1" if target.api_type is ApiType.OPENAI_COMPLETIONS else "")
-        bound = shard.bound[key] = openai.AsyncOpenAI(
-            api_key=target.api_key or "none",
-            base_url=root,
-            http_client=shard.http,
-            max_retries=0,
-            default_headers={**omitted, **target.entry.headers},
-        )
-    client: AsyncOpenAI = bound
-    return client
-
-
-def to_wire(request: ModelRequest, target: Target, tools: ToolsCache) -> bytes:
-    """The request's body."""
+    Args:
+        retention: `none` sets no marks for Anthropic's cache; they are set for its models only, where a host takes
+            them: last stable system block and last message before the newest words of the user.
+    """
     entry = target.entry
+    has_marks = retention != "none" and entry.cache_marks and target.wire_model.startswith("anthropic/")
     messages: list[dict[str, object]] = []
-    if system := _system(request, has_marks=entry.cache_marks and target.wire_model.startswith("anthropic/")):
+    if system := _system(request, has_marks=has_marks):
         messages.append({"role": "system", "content": system})
+    newest_words = 0  # index in `messages` of the first part of the user's newest words
     for message in request.messages:
         if message.role is Role.USER:
+            newest_words = len(messages) if message.text else newest_words
             messages += _user(message)
         else:
             messages += _assistant(message, replays_reasoning=entry.replays_reasoning)
+    if has_marks:
+        _mark_last_words(messages[:newest_words])
     body: dict[str, object] = {"model": target.wire_model, "messages": messages, "stream": True}
     if entry.stream_usage:
         body["stream_options"] = {"include_usage": True}
+    has_tools = bool(request.tools)
     if request.max_output_tokens is not None:
-        body[entry.max_tokens_field] = request.max_output_tokens
-    if not request.tools:
+        room = THINKING_ROOM if thinks_like_openai(target.wire_model) else 0
+        body[max_tokens_field(target)] = request.max_output_tokens + room
+    if effort := openai_effort(target.wire_model, target.effort, has_tools=has_tools, is_chat=True):
+        body["reasoning_effort"] = effort
+    if not has_tools:
         return to_json_bytes(body)
     return splice(body, "tools", tools.get(request.tools, 0, _render_tools))
+
+
+def _mark_last_words(messages: list[dict[str, object]]) -> None:
+    """Mark the last message that has words of its own: marks stand on pieces of text only."""
+    for message in reversed(messages):
+        if message["role"] == "system":
+            return
+        if message["role"] != "tool" and isinstance(text := message["content"], str):
+            message["content"] = [{"type": "text", "text": text, "cache_control": _MARK}]
+            return
 
 
 def _render_tools(specs: Sequence[ToolSpec]) -> list[dict[str, object]]:
@@ -217,7 +199,8 @@ def _assistant(message: ModelMessage, *, replays_reasoning: bool) -> list[dict[s
     for part in message.parts:
         if isinstance(part, Reasoning):
             reasoning += part.text
-            extra = part.data if part.data and part.data.startswith("{") else extra
+            if part.data and part.data.startswith("{") and not part.data.startswith(REASONING_ITEM):
+                extra = part.data
         elif isinstance(part, ToolCall):
             raw = json.dumps(part.arguments, ensure_ascii=False) if part.arguments is not None else "{}"
             call: dict[str, object] = {
@@ -267,7 +250,7 @@ class StreamReader:
         self._reasoning: list[str] = []
         self._calls: list[_Call] = []
         self._by_index: dict[int, int] = {}
-        self._usage: dict[str, Any] = {}
+        self._usage: object = None
         self._finish: str | None = None
         self.is_finished = False
 
@@ -300,6 +283,13 @@ class StreamReader:
             self._take(self._events.finish())
         if not self.is_finished and self._finish is None:
             raise StreamCutError("it ended in the middle")
+        with reading_events():
+            finish = finish_of(_FINISH.get(self._finish or "", FinishReason.STOP), has_calls=bool(self._calls))
+            return ModelReply(
+                parts=tuple(self._parts()), finish_reason=finish, usage=_to_usage(self._usage), model=model
+            )
+
+    def _parts(self) -> list[Part]:
         parts: list[Part] = []
         if self._reasoning:
             parts.append(Reasoning("".join(self._reasoning)))
@@ -311,24 +301,21 @@ class StreamReader:
             raw = "".join(call.fragments)
             arguments = call.whole if call.whole is not None and not raw else parse_arguments(raw)
             parts.append(ToolCall(call.id, call.name, arguments, raw or json.dumps(call.whole or {})))
-        finish = finish_of(_FINISH.get(self._finish or "", FinishReason.STOP), has_calls=bool(self._calls))
-        return ModelReply(parts=tuple(parts), finish_reason=finish, usage=_to_usage(self._usage), model=model)
+        return parts
 
     def _take(self, events: list[bytes]) -> list[StreamDelta]:
         deltas: list[StreamDelta] = []
-        for data in events:
-            if data.strip() == b"[DONE]":
-                self.is_finished = True
-                break
-            try:
+        with reading_events():
+            for data in events:
+                if data.strip() == b"[DONE]":
+                    self.is_finished = True
+                    break
                 self._take_event(parse_event(data), deltas)
-            except (KeyError, TypeError, AttributeError, IndexError) as error:
-                raise StreamCutError("it sent an event of an unknown shape") from error
         return deltas
 
     def _take_event(self, event: dict[str, Any], deltas: list[StreamDelta]) -> None:
         if error := event.get("error"):
-            raise StreamFaultError(_fault_status(error), event)
+            raise StreamFaultError(fault_status(error), event)
         if usage := event.get("usage"):
             self._usage = usage
         choices = event.get("choices")
@@ -338,22 +325,24 @@ class StreamReader:
         if choice.get("finish_reason"):
             self._finish = choice["finish_reason"]
             if self._finish == "error":  # OpenRouter's word for a provider that failed in the middle
-                raise StreamFaultError(_fault_status(choice.get("error")), choice)
+                raise StreamFaultError(fault_status(choice.get("error")), choice)
         delta = choice.get("delta") or choice.get("message") or {}
         self._take_text(delta.get("content") or delta.get("refusal") or choice.get("text"), deltas)
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-            self._reasoning.append(thought)
+            self._reasoning.append(text_in(thought))
         for position, call in enumerate(delta.get("tool_calls") or ()):
             self._take_call(call, position, deltas)
         if legacy := delta.get("function_call"):
             self._take_call({"index": 0, "function": legacy}, 0, deltas)
 
-    def _take_text(self, content: str | list[Any] | None, deltas: list[StreamDelta]) -> None:
+    def _take_text(self, content: object, deltas: list[StreamDelta]) -> None:
+        if isinstance(content, dict):
+            content = [content]
         if isinstance(content, list):
-            content = "".join(part.get("text") or "" for part in content if part.get("type") in ("text", "output_text"))
+            content = "".join(_words_of(part) for part in content)
         if content:
-            self._text.append(content)
-            deltas.append(TextDelta(content))
+            self._text.append(text_in(content))
+            deltas.append(TextDelta(text_in(content)))
 
     def _take_call(self, fragment: dict[str, Any], position: int, deltas: list[StreamDelta]) -> None:
         function = fragment.get("function") or {}
@@ -361,15 +350,15 @@ class StreamReader:
         number = self._find(index, call_id, name, position)
         call = self._calls[number]
         is_new = not call.name and bool(name)
-        call.id = call.id or call_id or (self._new_id() if name else "")
-        call.name = call.name or name
+        call.id = call.id or text_in(call_id) or (self._new_id() if name else "")
+        call.name = call.name or text_in(name)
         call.extra = fragment.get("extra_content") or call.extra
         arguments = function.get("arguments")
         if isinstance(arguments, dict):
             call.whole = arguments
             arguments = ""
         if arguments:
-            call.fragments.append(arguments)
+            call.fragments.append(text_in(arguments))
         if arguments or is_new:
             deltas.append(ArgumentsDelta(number, call.name, arguments or ""))
 
@@ -385,37 +374,22 @@ class StreamReader:
         return len(self._calls) - 1
 
 
-def _fault_status(error: object) -> int:
-    if not isinstance(error, dict):
-        return 500
-    for key in ("code", "status", "type"):
-        value = error.get(key)
-        if isinstance(value, int) and 400 <= value < 600:
-            return value
-        if isinstance(value, str):
-            if value.isdecimal() and 400 <= int(value) < 600:
-                return int(value)
-            if value in _STATUS:
-                return _STATUS[value]
-    return 500
+def _words_of(part: Any) -> str:
+    """The words of a piece of content; thinking among them is not for people."""
+    if isinstance(part, str):
+        return part
+    return text_in(part.get("text") or part.get("refusal") or "") if part.get("type") in _SPOKEN else ""
 
 
-def _to_usage(usage: dict[str, Any]) -> Usage:
-    prompt, read, write = _count(usage, "prompt_tokens"), 0, 0
-    details = usage.get("prompt_tokens_details")
-    if isinstance(details, dict):
-        read, write = _count(details, "cached_tokens"), _count(details, "cache_write_tokens")
-    read = read or _count(usage, "prompt_cache_hit_tokens")  # DeepSeek
-    details = usage.get("completion_tokens_details")
+def _to_usage(usage: object) -> Usage:
+    prompt, given = count_in(usage, "prompt_tokens"), usage if isinstance(usage, dict) else {}
+    details = given.get("prompt_tokens_details")
+    read, write = count_in(details, "cached_tokens"), count_in(details, "cache_write_tokens")
+    read = read or count_in(usage, "prompt_cache_hit_tokens")  # DeepSeek
     return Usage(
         input_tokens=max(0, prompt - read - write),
-        output_tokens=_count(usage, "completion_tokens"),
+        output_tokens=count_in(usage, "completion_tokens"),
         cache_read_tokens=read,
         cache_write_tokens=write,
-        reasoning_tokens=_count(details, "reasoning_tokens") if isinstance(details, dict) else 0,
+        reasoning_tokens=count_in(given.get("completion_tokens_details"), "reasoning_tokens"),
     )
-
-
-def _count(usage: dict[str, Any], name: str) -> int:
-    value = usage.get(name)
-    return value if isinstance(value, int) else 0

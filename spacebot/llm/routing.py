@@ -1,35 +1,24 @@
-"""Which models may answer a request, best first. Pure: config in, targets out.
+"""From a model's name to something that can be asked. Pure: config in, targets out.
 
-Flow:   choose_models -> role or task override -> fallback chain -> resolve each name to a Target
+Flow:   choice.choose -> names -> resolve -> Target
 Floor:  llm; may import base, config
-Source: control spec 2.2 to 2.4, 1.5.4
+Source: control spec 2.2 and 2.3
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 from spacebot.base.errors import ModelRejectedError
 from spacebot.config.model import ApiType, LlmConfig, ProviderConfig
-from spacebot.config.provider_table import ProviderEntry, provider_table
-from spacebot.config.routing import RoutingConfig, ThinkingEffort
-from spacebot.llm.dialect import Target
-from spacebot.llm.messages import ProcessKind
+from spacebot.config.provider_table import ProviderEntry, entry_of_host, provider_table
+from spacebot.llm.access import VERSIONED
+from spacebot.llm.dialect import AuthKind, Target
 
-MAX_FALLBACKS = 3  # control spec 2.8
 DEFAULT_PROVIDER = "anthropic"  # of a name without a slash
 DEMO = "demo"
-TASK_TYPES = ("coding", "summarization", "deep_reasoning")  # the documented ones; an owner may route any word
-TASK_TYPE_CHARACTERS = 40
-_SPELLINGS = {
-    "code": "coding",
-    "programming": "coding",
-    "reasoning": "deep_reasoning",
-    "summarisation": "summarization",
-    "summary": "summarization",
-}
-_FIRST_ROLES = (ProcessKind.CHANNEL, ProcessKind.BRANCH)
-_OVERRIDDEN = (ProcessKind.WORKER, ProcessKind.BRANCH)  # task types count for these only
+AZURE_API_VERSION = "2024-10-21"  # the newest that is not a preview; control spec 1.5.2 leaves it to the owner
+AZURE_V1 = "/openai/v1"  # an address that ends so names neither deployment nor version
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,58 +27,6 @@ class ModelNames:
 
     first: str  # channels and branches
     second: str  # workers, compactor, cortex
-
-
-def choose_models(
-    process: ProcessKind, task_type: str | None, routing: RoutingConfig, llm: LlmConfig
-) -> tuple[Target, ...]:
-    """The models to ask, in order: the chosen one, then at most `MAX_FALLBACKS` others.
-
-    Fallbacks that cannot be asked (no key) are left out; the first model has to be usable.
-
-    Errors: ModelRejectedError when the first model's provider is not configured.
-    """
-    names = model_names(process, task_type, routing, llm)
-    targets = [resolve(names[0], llm)]
-    for name in names[1:]:
-        try:
-            target = resolve(name, llm)
-        except ModelRejectedError:
-            continue
-        if all(target.model != known.model for known in targets):
-            targets.append(target)
-    effort: ThinkingEffort = getattr(routing, f"{process.value}_thinking_effort")
-    return tuple(replace(target, effort=effort) for target in targets[: 1 + MAX_FALLBACKS])
-
-
-def model_names(process: ProcessKind, task_type: str | None, routing: RoutingConfig, llm: LlmConfig) -> tuple[str, ...]:
-    """The full names to try, in order, before they are resolved."""
-    role: str | None = getattr(routing, process.value)
-    task_type = normal_task_type(task_type)
-    chosen = _override(routing, task_type) if task_type and process in _OVERRIDDEN else None
-    chosen = chosen or role
-    if chosen is None:
-        defaults = default_models(llm)
-        is_first = process in _FIRST_ROLES or (task_type == "coding" and process in _OVERRIDDEN)
-        chosen = defaults.first if is_first else defaults.second
-        inferred = (defaults.second,) if is_first and not routing.fallbacks else ()
-    else:
-        inferred = ()
-    fallbacks = routing.fallbacks.get(chosen, inferred)
-    return tuple(dict.fromkeys((chosen, *fallbacks)))
-
-
-def normal_task_type(words: str | None) -> str | None:
-    """A task type as it is routed and shown: one lower-case word, however it was spelt; None for nothing usable."""
-    word = re.sub(r"[^a-z0-9]+", "_", (words or "").casefold()).strip("_")[:TASK_TYPE_CHARACTERS]
-    return _SPELLINGS.get(word, word) or None
-
-
-def _override(routing: RoutingConfig, task_type: str) -> str | None:
-    names = routing.task_overrides
-    return names.get(task_type) or next(
-        (name for key, name in names.items() if normal_task_type(key) == task_type), None
-    )
 
 
 def default_models(llm: LlmConfig) -> ModelNames:
@@ -143,40 +80,77 @@ def _provider(provider_id: str, llm: LlmConfig, entry: ProviderEntry | None) -> 
     if provider is None:
         return ProviderConfig(api_type=ApiType.DEMO) if provider_id == DEMO else None
     needs_key = entry.needs_key if entry else False
-    return None if needs_key and provider.api_key is None else provider
+    return None if needs_key and provider.api_key is None and not provider.has_login else provider
 
 
 def _target(full: str, provider_id: str, model: str, provider: ProviderConfig, entry: ProviderEntry | None) -> Target:
     if entry is None or entry.api_type is not provider.api_type:
         entry = _custom_entry(provider_id, provider, entry)
+    root, api_type = _root(provider, entry, model), provider.api_type
+    if entry.responses and root == entry.base_url and re.match(entry.responses, model):
+        api_type = ApiType.OPENAI_RESPONSES  # the vendor's own host serves these models that way only
+    is_versioned = api_type is ApiType.AZURE and not root.endswith(AZURE_V1)
     return Target(
         model=full,
-        wire_model=model,
+        wire_model=provider.deployment or model if api_type is ApiType.AZURE else model,
         provider=provider_id,
-        api_type=provider.api_type,
-        base_url=_root(provider, entry),
+        api_type=api_type,
+        base_url=root,
         api_key=provider.api_key.get_secret_value() if provider.api_key else "",
         entry=entry,
+        auth=AuthKind.OAUTH if provider.has_login else _key_auth(provider),
+        key_auth=_key_auth(provider),
+        query={"api-version": provider.api_version or AZURE_API_VERSION} if is_versioned else {},
     )
+
+
+def _key_auth(provider: ProviderConfig) -> AuthKind:
+    return AuthKind.BEARER if provider.is_bearer else AuthKind.KEY
 
 
 def _custom_entry(provider_id: str, provider: ProviderConfig, known: ProviderEntry | None) -> ProviderEntry:
-    aliases: Mapping[str, str] = provider_table()["anthropic"].aliases if provider_id == DEFAULT_PROVIDER else {}
-    return ProviderEntry(
+    """What is known of a provider of the owner's own, or of a built-in one that is asked in another wire format.
+
+    The host decides on most of it: a second account at a vendor has the vendor's peculiarities.
+    """
+    table = provider_table()
+    is_kilo = provider.api_type is ApiType.KILO_GATEWAY
+    is_azure = provider.api_type is ApiType.AZURE
+    host = table["kilo"] if is_kilo else table["openai"] if is_azure else entry_of_host(provider.base_url) or known
+    is_anthropic = provider.api_type is ApiType.ANTHROPIC
+    own = ProviderEntry(
         id=provider_id,
         name=provider.name or (known.name if known else provider_id),
         api_type=provider.api_type,
+        base_url=known.base_url if known else "",
         needs_key=False,
-        aliases=aliases,
-        cache_marks=provider.api_type is ApiType.ANTHROPIC,
+        first=known.first if known else "",
+        second=known.second if known else "",
+        aliases=table["anthropic"].aliases if provider_id == DEFAULT_PROVIDER else {},
+        cache_marks=is_anthropic,
+    )
+    if host is None:
+        return own
+    return replace(
+        own,
+        aliases=host.aliases or own.aliases,
+        headers=host.headers,
+        max_tokens_field=host.max_tokens_field,
+        stream_usage=host.stream_usage,
+        replays_reasoning=host.replays_reasoning,
+        cache_marks=is_anthropic or (host.cache_marks and host.api_type is not ApiType.ANTHROPIC),
+        session_header=host.session_header,
+        exchanges_key=host.exchanges_key,
     )
 
 
-def _root(provider: ProviderConfig, entry: ProviderEntry) -> str:
+def _root(provider: ProviderConfig, entry: ProviderEntry, model: str) -> str:
     """The base URL without the version that people paste along, which the dialect adds itself."""
     root = (provider.base_url or entry.base_url).rstrip("/")
-    if provider.api_type is not ApiType.OPENAI_CHAT_COMPLETIONS:
+    if provider.api_type in VERSIONED or provider.api_type is ApiType.ANTHROPIC:
         root = root.removesuffix("/v1")
+    if provider.api_type is ApiType.AZURE and not root.endswith(AZURE_V1):
+        return f"{root.removesuffix('/openai')}/openai/deployments/{quote(provider.deployment or model, safe='')}"
     return root.removesuffix("/api") if entry.id == "ollama" else root
 
 
@@ -191,4 +165,5 @@ def _advice(name: str, provider_id: str, model: str, entry: ProviderEntry | None
     ways = [f'{entry.key} = "…" under [llm] in config.toml' if entry.key and entry.needs_key else ""]
     ways += [f'{entry.url_key} = "…" under [llm] in config.toml' if entry.url_key else ""]
     ways += [f"the environment variable {entry.env if entry.needs_key else entry.url_env}"]
-    return f"model {name!r} needs a key for {entry.name}; set " + " or ".join(way for way in ways if way)
+    text = f"model {name!r} needs a key for {entry.name}; set " + " or ".join(way for way in ways if way)
+    return text + (", or sign in: spacebot auth login" if entry.id == DEFAULT_PROVIDER else "")

@@ -14,8 +14,9 @@ from typing import Any
 import trio
 
 from spacebot.base.errors import ModelError, ModelRejectedError, ModelUnavailableError
-from spacebot.config.model import ApiType, LlmConfig
-from spacebot.llm.dialect import StreamCutError, Target, parse_event, to_json_bytes
+from spacebot.config.model import LlmConfig
+from spacebot.llm.access import CHAT, chat_url, headers
+from spacebot.llm.dialect import StreamCutError, Target, count_in, parse_event, to_json_bytes
 from spacebot.llm.messages import Usage
 from spacebot.llm.routing import resolve
 from spacebot.llm.transport import SdkErrors, Transport, status_error, translate
@@ -25,7 +26,6 @@ PAUSE_S = 1.0
 TOTAL_S = 120.0  # for one recording, retries included
 DEFAULT_FORMAT = "ogg"
 
-_HEARING = (ApiType.OPENAI_COMPLETIONS, ApiType.OPENAI_CHAT_COMPLETIONS)
 _FORMATS = {
     "audio/mpeg": "mp3",
     "audio/mp3": "mp3",
@@ -91,7 +91,7 @@ class Transcriber:
                 'no model hears recordings here; set voice = "provider/model" under [defaults.routing]', model="voice"
             )
         target = resolve(model, llm)
-        if target.api_type not in _HEARING:
+        if target.api_type not in CHAT or target.entry.exchanges_key:
             raise ModelRejectedError(
                 f"{target.model} cannot hear recordings: its provider takes no audio; name a model of a provider that "
                 "speaks chat completions in routing.voice",
@@ -113,17 +113,14 @@ class Transcriber:
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask(self, target: Target, body: bytes) -> Transcript:
-        version = "/v1" if target.api_type is ApiType.OPENAI_COMPLETIONS else ""
-        headers = {"content-type": "application/json", "accept": "application/json"}
-        if target.api_key:
-            headers["authorization"] = f"Bearer {target.api_key}"
+        own = {"content-type": "application/json", "accept": "application/json"}
         await trio.to_thread.run_sync(self._transport.prepare)
         async with self._transport.shard() as shard:
             with translate(target, SdkErrors(_NeverRaised, _NeverRaised)):
                 response = await shard.http.post(
-                    f"{target.base_url}{version}/chat/completions",
+                    chat_url(target),
                     content=body,
-                    headers={**target.entry.headers, **headers},
+                    headers=headers(target) | own,
                 )
                 if response.status_code >= 400:
                     raise status_error(response.status_code, _tolerant(response.content), target, response.headers)
@@ -168,8 +165,4 @@ def _words_of(answer: dict[str, Any]) -> str:
 
 def _usage_of(answer: dict[str, Any]) -> Usage:
     usage = answer.get("usage")
-    if not isinstance(usage, dict):
-        return Usage()
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    spoken, said = (count if isinstance(count, int) else 0 for count in counts)
-    return Usage(input_tokens=spoken, output_tokens=said)
+    return Usage(input_tokens=count_in(usage, "prompt_tokens"), output_tokens=count_in(usage, "completion_tokens"))

@@ -32,12 +32,17 @@ from spacebot.base.errors import (
 )
 from spacebot.base.redaction import scrub
 from spacebot.base.text import clean_unicode
-from spacebot.llm.dialect import StreamCutError, StreamFaultError, Target
+from spacebot.llm.dialect import AuthKind, StreamCutError, StreamFaultError, Target
 
 CONNECTIONS = 20  # per client; with 100 the pool's own search is a tenth of a call's cost at a thousand calls
 SHARDS = 50  # clients at most
 TIMEOUT = httpx2.Timeout(connect=10, read=120, write=120, pool=10)  # seconds; read counts between two pieces
 DRAIN_S = 0.5  # a body that goes on for longer after its last event costs the connection
+STREAM_HEADERS: Mapping[str, str] = {  # compressed, a proxy would hold words back until it has a block of them
+    "content-type": "application/json",
+    "accept": "text/event-stream",
+    "accept-encoding": "identity",
+}
 PIECE = 262_144  # bytes of a request's body that are encrypted and written at once; 10 MB take 40 ms
 UPSTREAM_CHARACTERS = 300  # of a provider's own words in an error
 
@@ -61,7 +66,7 @@ class Shard:
 
     http: httpx2.AsyncClient
     limiter: trio.CapacityLimiter
-    bound: dict[tuple[str, str, str], Any] = field(default_factory=dict)
+    bound: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
 
 class Transport:
@@ -246,6 +251,10 @@ def status_error(
 def key_advice(target: Target) -> str:
     """Where the key of a provider is configured."""
     entry = target.entry
+    if target.auth is AuthKind.OAUTH:
+        return "the login: spacebot auth status"
+    if target.auth is AuthKind.BEARER and entry.token_env:
+        return f"the variable {entry.token_env}"
     if entry.key and entry.env:
         return f"{entry.key!r} under [llm] in config.toml, or the variable {entry.env}"
     return f"'api_key' under [llm.provider.{target.provider}] in config.toml"
@@ -292,12 +301,16 @@ def _trouble(error: Exception) -> str:
     return f"the provider's answer is not usable ({type(cause).__name__})"
 
 
-def _upstream(body: object) -> tuple[frozenset[str], str]:
-    """A provider's error codes, and its words: scrubbed, on one line, cut."""
+def _upstream(body: object, *, is_inner: bool = False) -> tuple[frozenset[str], str]:
+    """A provider's error codes, and its words: scrubbed, on one line, cut.
+
+    Args:
+        is_inner: what a proxy says that the host behind it said.
+    """
     if isinstance(body, bytes):
         body = body.decode(errors="replace")
     if isinstance(body, str):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             body = json.loads(body)
     codes: set[str] = set()
     words = ""
@@ -309,8 +322,11 @@ def _upstream(body: object) -> tuple[frozenset[str], str]:
             codes = {str(inner[key]) for key in ("type", "code") if inner.get(key) is not None}
             words = str(inner.get("message") or "")
             metadata = inner.get("metadata")
-            if isinstance(metadata, dict) and metadata.get("raw"):  # OpenRouter hides the cause here
-                words = f"{words}: {metadata['raw']}"
+            if isinstance(metadata, dict) and not is_inner and (raw := metadata.get("raw")):  # OpenRouter's way
+                hidden_codes, hidden = _upstream(raw, is_inner=True)
+                codes |= hidden_codes
+                who = f"{metadata['provider_name']} says: " if metadata.get("provider_name") else ""
+                words = f"{words}: {who}{hidden or raw}"
         else:
             words = str(inner)
         words = words or str(body.get("message") or body.get("detail") or "")

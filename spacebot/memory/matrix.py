@@ -14,6 +14,7 @@ Floor:   memory; may import base, storage
 import json
 import math
 import os
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -410,7 +411,10 @@ class StoredVectors:
     def _look_over(self, connection: Connection, after: int, damaged: dict[int, str]) -> int | None:
         statement = "SELECT seq, embedding FROM embeddings WHERE seq > ? AND +model = ? ORDER BY seq LIMIT ?"
         rows = connection.execute(statement, (after, self._model, CHUNK)).fetchall()  # the plus: by seq, not by model
-        right = set(sound([(row["seq"], row["embedding"]) for row in rows], self._dimensions)[0])
+        if len(rows) < CHUNK and not after:  # a start of a small store must not pay for numpy
+            right = {row["seq"] for row in rows if _is_sound(row["embedding"], self._dimensions)}
+        else:
+            right = set(sound([(row["seq"], row["embedding"]) for row in rows], self._dimensions)[0])
         for row in rows:
             if row["seq"] not in right:
                 numbers = len(row["embedding"]) / 4
@@ -436,6 +440,13 @@ def sound(pairs: "Sequence[tuple[Any, bytes]]", dimensions: int) -> "tuple[list[
     if is_unit.all():
         return [key for key, _ in right], vectors
     return [key for (key, _), is_right in zip(right, is_unit, strict=True) if is_right], vectors[is_unit]
+
+
+def _is_sound(data: bytes, dimensions: int) -> bool:
+    """The same of one vector, without numpy: 8 µs."""
+    if len(data) != 4 * dimensions:
+        return False
+    return abs(math.hypot(*struct.unpack(f"={dimensions}f", data)) ** 2 - 1) < _LENGTH_ERROR
 
 
 def top(scores: "np.ndarray[Any, Any]", limit: int) -> list[int]:

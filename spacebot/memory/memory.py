@@ -21,6 +21,7 @@ import trio
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.errors import EmbeddingError, NotFoundError, RefusedError, StorageError
 from spacebot.base.events import EventBus, EventKind
+from spacebot.base.figures import Spread
 from spacebot.base.ids import MemoryId
 from spacebot.base.telemetry import kv
 from spacebot.base.text import preview
@@ -73,7 +74,7 @@ class AgentMemory:
         database: Database,
         store: MemoryStore,
         index: VectorIndex,
-        embedder: Embedder,
+        embedder: CheckedEmbedder,
         *,
         events: EventBus,
         agent_id: str,
@@ -112,6 +113,7 @@ class AgentMemory:
         check_fractions([edge.weight for edge in new.associations])
         check_fractions([] if new.importance is None else [new.importance])
         check_date(new.created_at, self._clock.now())
+        began = monotonic_s()
         embedding: bytes | None = None
         similar: tuple[Neighbour, ...] = ()
         try:
@@ -165,6 +167,7 @@ class AgentMemory:
                 memory_type=str(memory.memory_type),
                 importance=memory.importance,
                 is_private=memory.is_private,
+                duration_s=round(monotonic_s() - began, 4),
                 summary=None if memory.is_private else preview(memory.content),
             )
         return SavedMemory(
@@ -181,6 +184,7 @@ class AgentMemory:
 
         Errors: RefusedError when the mode lacks what it needs; StorageError when nothing could be searched.
         """
+        began = monotonic_s()
         match query.mode:
             case SearchMode.HYBRID:
                 if not query.text.strip():
@@ -197,6 +201,13 @@ class AgentMemory:
         if query.counts_as_access and result.hits:
             self._accessed.update(hit.memory.id for hit in result.hits)
             self._was_accessed.set()
+        self._events.emit(
+            EventKind.MEMORY_RECALLED,
+            agent_id=self._agent_id,
+            mode=str(query.mode),
+            found=len(result.hits),
+            duration_s=round(monotonic_s() - began, 4),
+        )
         return result
 
     async def forget(self, memory_id: str, reason: str | None = None, *, viewer: Viewer = EVERYTHING) -> Memory | None:
@@ -310,6 +321,11 @@ class AgentMemory:
             if len(self._contexts) > CACHED_VIEWERS:
                 self._contexts.popitem(last=False)
         return memories
+
+    @property
+    def embedding_times(self) -> Spread:
+        """How long batches of texts took to embed since the program started, in seconds."""
+        return self._embedder.times
 
     async def stats(self) -> MemoryStats:
         """Figures for status and metrics."""
@@ -493,12 +509,12 @@ async def open_memory(
 
     Owns: the tasks that keep vectors and table in step; not the database.
     """
-    clock, embedder = clock or Clock(), CheckedEmbedder(embedder)
+    clock, checked = clock or Clock(), CheckedEmbedder(embedder)
     vectors = VectorIndex(
         database,
         folder,
-        model=embedder.name,
-        dimensions=embedder.dimensions,
+        model=checked.name,
+        dimensions=checked.dimensions,
         policy=index or IndexPolicy(),
         verdicts=verdicts or folder.parent / "native.json",
     )
@@ -506,7 +522,7 @@ async def open_memory(
         database,
         MemoryStore(database, clock),
         vectors,
-        embedder,
+        checked,
         events=events,
         agent_id=agent_id,
         clock=clock,

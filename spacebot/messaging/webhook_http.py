@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from spacebot.base.clock import Clock, monotonic_s
 from spacebot.base.errors import ConfigError, RefusedError, StorageError
 from spacebot.base.ids import AgentId, ConversationId, new_uuid, parse_agent_id, parse_conversation_id
-from spacebot.base.text import clean_unicode
+from spacebot.base.text import clean_values
 from spacebot.config.tables import is_loopback_address, is_url
 from spacebot.messaging.adapter import Intake, Receipt
 from spacebot.messaging.messages import (
@@ -174,7 +174,7 @@ async def read_form(request: Request) -> MessageForm:
     if media_type != "application/json" or "content-encoding" in request.headers:
         raise HTTPException(415, "send JSON as it is, with the header 'Content-Type: application/json'")
     try:
-        fields = json.loads((await _read(request)).decode())
+        fields = clean_values(json.loads((await _read(request)).decode()))
     except UnicodeDecodeError as error:
         raise HTTPException(400, "the body is not valid UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -184,21 +184,10 @@ async def read_form(request: Request) -> MessageForm:
     if "message" in fields and "content" not in fields:
         fields["content"] = fields.pop("message")
     try:
-        return MessageForm.model_validate(_clean(fields))
+        return MessageForm.model_validate(fields)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise HTTPException(422, problems[:2000]) from error
-
-
-def _clean(value: Any) -> Any:
-    match value:
-        case str():
-            return clean_unicode(value)
-        case dict():
-            return {_clean(key): _clean(item) for key, item in value.items()}
-        case list():
-            return [_clean(item) for item in value]
-    return value
 
 
 async def _read(request: Request) -> bytes:

@@ -21,9 +21,9 @@ RESULT_CAP = 50_000  # bytes of one result that a model sees; tools spec 1
 
 
 class ToolArguments(BaseModel):
-    """Base of all argument records: unknown fields are ignored, numbers may come as text."""
+    """Base of all argument records: unknown fields are ignored, numbers may come as text; built when first used."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True, defer_build=True)
 
 
 def _lenient_int(value: object) -> object:

@@ -12,7 +12,7 @@ from spacebot.base.errors import RefusedError, ToolError
 from spacebot.base.redaction import scrub
 from spacebot.base.text import cut_bytes, size_bytes
 from spacebot.base.tree import Node
-from spacebot.llm.routing import TASK_TYPES, normal_task_type
+from spacebot.llm.choice import TASK_TYPES, normal_task_type
 from spacebot.tools.contract import ToolArguments, ToolOutput
 
 STATUS_BYTES = 256  # tools spec 8

@@ -131,7 +131,9 @@ class Containment:
         self._reported: set[Path] = set()
         self.disk_limiter = trio.CapacityLimiter(DISK_THREADS)
         self.temporary = self._data_dir / "tmp" / "shared"  # found as /tmp, kept between commands
-        if self.workspace in (self._instance_root, self._data_dir) or self.workspace.is_relative_to(self._data_dir):
+        agents, own = self._instance_root / "agents", self._data_dir.parent
+        is_others = self.workspace.is_relative_to(agents) and not self.workspace.is_relative_to(own)
+        if self.workspace == self._instance_root or self.workspace.is_relative_to(self._data_dir) or is_others:
             raise ConfigError(
                 f"workspace {str(workspace)!r} is a folder of the program's own files; name another under [[agents]]"
             )

@@ -28,7 +28,7 @@ from spacebot.base.errors import BusyError, NotFoundError, RefusedError
 from spacebot.base.telemetry import kv
 from spacebot.tools.skill_archive import MAX_FOUND, Archive, Budget, copy_folder, open_archive
 from spacebot.tools.skill_text import FOLDER_NAME, SKILL_FILE, SkillError
-from spacebot.tools.skills import read_skill_file, scan_skills, skill_folders
+from spacebot.tools.skills import Skill, read_skill_file, scan_skills, skill_folders
 
 log = logging.getLogger(__name__)
 
@@ -278,6 +278,26 @@ def state_of(folder: Path, record: Record | None) -> str:
         return "installed" if tree_hash(file_hashes(folder)) == record.sha256 else "changed"
     except OSError:
         return "changed"
+
+
+def described(skill: Skill, root: Path, records: Mapping[str, Record]) -> dict[str, Any]:
+    """A skill with its places, where it came from, and whether it was changed since, for programs. Blocking.
+
+    Args:
+        root: the folder of skills that it lies in; `records` are those of its lock file.
+    """
+    record = records.get(skill.folder.relative_to(root).as_posix())
+    return {
+        "name": skill.name,
+        "description": skill.description,
+        "category": skill.category,
+        "file_path": str(skill.file),
+        "base_dir": str(skill.folder),
+        "source": skill.source,
+        "from": record and record.source,
+        "installed_at": record and record.installed_at,
+        "state": state_of(skill.folder, record),
+    }
 
 
 def _record(fields: Any) -> Record:

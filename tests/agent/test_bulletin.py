@@ -63,7 +63,7 @@ async def prompt_of(opened: Opened, count: int, conversation: str = ROOM) -> str
     return words_of(opened.model.requests_of(ProcessKind.CHANNEL)[-1])
 
 
-@pytest.mark.spec("P44", "P70")
+@pytest.mark.spec("P44", "P70", "C-35")
 async def test_what_was_said_becomes_one_bulletin_that_channels_and_branches_read(
     clock: MockClock, tmp_path: Path
 ) -> None:

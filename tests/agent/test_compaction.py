@@ -61,7 +61,7 @@ def summarised(request: ModelRequest) -> str:
     return request.messages[0].text
 
 
-@pytest.mark.spec("P44")
+@pytest.mark.spec("P44", "C-35")
 async def test_the_oldest_talk_becomes_a_summary_and_nothing_else_changes(clock: MockClock, tmp_path: Path) -> None:
     model = talker(compactor=[Call("write_summary", summary="Ann asked the first questions")])
     async with open_test_agent(tmp_path, model) as opened:

@@ -286,7 +286,7 @@ async def test_a_finished_piece_of_an_interactive_worker_survives_a_full_disk(
     assert "found gold" in model.requests_of(ProcessKind.CHANNEL)[-1].messages[-1].text
 
 
-@pytest.mark.spec("P4")
+@pytest.mark.spec("P4", "C-75")
 async def test_a_branch_that_fails_still_reports_and_frees_its_place(
     clock: MockClock, tmp_path: Path, logs: Logs
 ) -> None:
@@ -400,7 +400,7 @@ async def test_a_cancel_by_the_model_ends_the_worker_with_its_own_state(clock: M
     assert len(opened.of_kind(EventKind.TURN_ENDED)) == 2  # who cancelled need not be told
 
 
-@pytest.mark.spec("P11")
+@pytest.mark.spec("P11", "C-74")
 @pytest.mark.parametrize("kind", [NodeKind.BRANCH, NodeKind.WORKER])
 async def test_a_cancel_from_outside_is_reported_to_the_channel(
     kind: NodeKind, clock: MockClock, tmp_path: Path

@@ -118,7 +118,7 @@ async def test_a_turn_that_only_calls_tools_ends_with_a_notice(clock: MockClock,
     assert fate.state is LedgerState.FAILED
 
 
-@pytest.mark.spec("P51")
+@pytest.mark.spec("P51", "C-39")
 async def test_an_empty_answer_in_a_room_is_silence(clock: MockClock, tmp_path: Path) -> None:
     model = ScriptedModel(Say(""), Call("reply", content="yes"))
     async with open_test_agent(tmp_path, model, coalesce={"enabled": False}) as opened:
@@ -251,7 +251,7 @@ async def test_lone_surrogates_do_not_break_anything(clock: MockClock, tmp_path:
         str(event.to_json_object()).encode()
 
 
-@pytest.mark.spec("P23", "D-12")
+@pytest.mark.spec("P23", "D-12", "C-31")
 async def test_a_busy_conversation_does_not_hold_up_another(clock: MockClock, tmp_path: Path) -> None:
     gate = Gate(trio.Event(), Call("reply", content="finally"))
     model = ScriptedModel(

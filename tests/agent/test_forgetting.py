@@ -1,8 +1,10 @@
 """Everything about a person goes, to the last byte; what others said stays, and so do numbers and ledger."""
 
 import json
+import logging
 import sqlite3
-from contextlib import closing
+import threading
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from spacebot.agent.forgetting import Forgetting
+from spacebot.agent.forgetting import Forgetting, _drop_lines
 from spacebot.agent.pacing import RESULT_DEBOUNCE_S, RETRY_S
 from spacebot.base.clock import Clock
 from spacebot.base.errors import RefusedError, StorageError, ToolError
 from spacebot.base.events import EventBus, EventKind
+from spacebot.base.log_file import LogFile
 from spacebot.base.paths import AgentPaths, package_file
 from spacebot.base.tree import NodeKind
 from spacebot.conversations.records import Accepted, LedgerState, SummaryKind
@@ -363,3 +366,30 @@ async def test_a_person_is_forgotten_by_asking_the_agent(clock: MockClock, tmp_p
             left = connection.execute("SELECT content FROM conversation_messages").fetchall()
         connection.close()
     assert not [content for (content,) in left if "catamaran" in content]
+
+
+def test_nobody_writes_into_the_log_while_lines_are_taken_out(tmp_path: Path) -> None:
+    """A line that came in between would be lost."""
+    asked = threading.Event()
+
+    class Watched(LogFile):
+        def acquire(self) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                asked.set()
+            super().acquire()
+
+    file = tmp_path / "spacebot.log"
+    file.write_text("2026-03-01T12:00:00Z info spoke sender='test:ann'\n2026-03-01T12:00:01Z info rested\n")
+    handler = Watched(file)
+    logging.getLogger().addHandler(handler)
+    try:
+        shortening = threading.Thread(target=_drop_lines, args=(tmp_path, ["test:ann"]))
+        with handler.lock or nullcontext():
+            shortening.start()
+            assert asked.wait(10)
+            assert "test:ann" in file.read_text()
+        shortening.join()
+        assert file.read_text() == "2026-03-01T12:00:01Z info rested\n"
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

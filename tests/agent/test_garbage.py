@@ -42,7 +42,7 @@ async def test_a_wrong_call_is_explained_and_the_turn_goes_on(
     assert complaint in result.text  # type: ignore[union-attr]
 
 
-@pytest.mark.spec("P40")
+@pytest.mark.spec("P40", "C-64")
 @pytest.mark.parametrize(
     "garbage",
     [

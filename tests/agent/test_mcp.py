@@ -244,6 +244,7 @@ async def test_a_cancelled_worker_takes_its_call_with_it(clock: MockClock, tmp_p
         assert view(opened, "one").state is McpState.CONNECTED
 
 
+@pytest.mark.spec("C-90")
 async def test_the_environment_of_a_server_holds_what_its_owner_said(
     clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -396,7 +396,7 @@ def children() -> list[psutil.Process]:
     return [p for p in found if p.status() != psutil.STATUS_ZOMBIE and "100000" in p.cmdline()]
 
 
-@pytest.mark.spec("P46")
+@pytest.mark.spec("P46", "C-13")
 async def test_changed_settings_hold_for_the_next_piece_of_work(
     clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

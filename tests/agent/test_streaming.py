@@ -85,7 +85,7 @@ async def test_a_second_try_in_the_same_turn_is_shown_as_such(clock: MockClock, 
     assert deltas[-1].startswith("The second try")
 
 
-@pytest.mark.spec("P69")
+@pytest.mark.spec("P69", "C-84")
 async def test_no_part_of_a_secret_is_shown(clock: MockClock, tmp_path: Path) -> None:
     deltas, said = await shown(clock, tmp_path, [f"your key is {KEY}, keep it"], ["I may not say it."])
     assert said == ["I may not say it."]

@@ -23,7 +23,7 @@ def words_of(request: ModelRequest) -> str:
     return "\n".join(message.text for message in request.messages)
 
 
-@pytest.mark.spec("P38", "S8")
+@pytest.mark.spec("P38", "S8", "C-51")
 async def test_after_a_refusal_for_size_the_oldest_go_and_the_question_stays(clock: MockClock, tmp_path: Path) -> None:
     answers = [Call("reply", content=f"answer {number}") for number in range(8)]
     model = ScriptedModel(*answers, TOO_LONG, TOO_LONG, Call("reply", content="short now"))

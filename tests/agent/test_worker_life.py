@@ -25,11 +25,12 @@ from spacebot.base.paths import InstancePaths
 from spacebot.base.redaction import register_secret
 from spacebot.base.tree import NodeKind, NodeState, Outcome
 from spacebot.config.load import load_config
-from spacebot.config.model import CortexConfig, WorkerConfig, WorkerLogMode
+from spacebot.config.model import AgentSettings, CortexConfig, WorkerConfig, WorkerLogMode
 from spacebot.config.routing import RoutingConfig
 from spacebot.conversations.records import WorkerRun
 from spacebot.conversations.rows import PACK_CHARS, pack, unpack
 from spacebot.conversations.worker_runs import KEPT_DAYS, MOST_CHARACTERS, MOST_STEPS, Cost, WorkerArchive, steps_of
+from spacebot.llm.choice import TASK_TYPES, choose, normal_task_type
 from spacebot.llm.history import to_json
 from spacebot.llm.messages import (
     ModelMessage,
@@ -42,10 +43,10 @@ from spacebot.llm.messages import (
     Usage,
     last_user_text,
 )
-from spacebot.llm.routing import TASK_TYPES, model_names, normal_task_type
 from spacebot.memory.types import Viewer
 from spacebot.storage.database import Database
 from spacebot.tools.worker_inspect import WorkerInspect, WorkerInspectArguments
+from tests.fakes.completions import completion
 from tests.fakes.fake_embedder import FakeEmbedder
 from tests.fakes.opened import DIRECT, EPOCH, LLM, ROOM, Opened, open_test_agent, text_from
 from tests.fakes.scripted_model import Call, Calls, Gate, Say, ScriptedModel
@@ -286,12 +287,13 @@ async def test_what_a_worker_and_a_branch_cost_is_known(clock: MockClock, tmp_pa
         (entry,) = await opened.agent.workers.page(limit=1)
         assert entry.cost == Cost()
         part = Usage(input_tokens=10, output_tokens=3, cache_read_tokens=100)
-        await opened.agent.conversations.record_usage(
+        await opened.agent.usage.log.record(
             [
-                ("worker", entry.id, DIRECT, "a/first", part), ("worker", entry.id, DIRECT, "b/second", part),
-                ("branch", "b1", DIRECT, "a/first", part), ("branch", "b1", DIRECT, "a/first", part),
+                completion("a/first", part, kind="worker", process_id=entry.id),
+                completion("b/second", part, kind="worker", process_id=entry.id),
+                *(completion("a/first", part, kind="branch", process_id="b1") for _ in range(2)),
             ]
-        )  # fmt: skip
+        )
         (entry,) = await opened.agent.workers.page(limit=1)
         costs = await opened.agent.workers.costs([entry.id, "b1", "nothing"])
 
@@ -346,7 +348,7 @@ async def test_a_model_chosen_for_a_task_type_is_named_to_the_channel_however_th
         await ended(opened, 1)
     (asked,) = script.requests_of(ProcessKind.WORKER)
     assert asked.task_type == "summarization"
-    assert model_names(ProcessKind.WORKER, asked.task_type, routing, LLM)[0] == "demo/demo"
+    assert choose(ProcessKind.WORKER, asked.task_type, AgentSettings(routing=routing), LLM).names[0] == "demo/demo"
     (tool,) = (tool for tool in script.requests[0].tools if tool.name == "spawn_worker")
     assert "task types summarisation" in tool.description
     assert "deep_reasoning" in json.dumps(tool.schema)

@@ -47,7 +47,7 @@ async def test_a_worker_says_how_it_went(state: str, clock: MockClock, tmp_path:
         assert await result_of(opened) == (state, "the account")
 
 
-@pytest.mark.spec("P18")
+@pytest.mark.spec("P18", "C-64")
 async def test_words_are_no_outcome(clock: MockClock, tmp_path: Path) -> None:
     """A plan, then thinking only, then the outcome: the worker is sent back until it reports."""
     model = ScriptedModel(SPAWN, worker=["First I shall plan.", _think, outcome("done at last")])
@@ -283,7 +283,7 @@ async def test_a_message_to_nobody_names_who_is_there(clock: MockClock, tmp_path
     assert "live workers: none" in result.text
 
 
-@pytest.mark.spec("P69")
+@pytest.mark.spec("P69", "C-82")
 async def test_secrets_in_a_workers_account_are_scrubbed_not_fatal(clock: MockClock, tmp_path: Path) -> None:
     key = "ghp_" + "a1B2c3D4e5F6" * 3
     model = ScriptedModel(

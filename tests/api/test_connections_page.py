@@ -74,7 +74,7 @@ async def test_every_account_shows_how_it_is_and_changes_while_one_looks(tmp_pat
 
         def look() -> None:
             page.browser.open(f"{page.url}/")
-            page.one("header a[href='connections']").click()
+            page.one("#pages a[href='connections']").click()
             page.browser.wait_online()
             page.wait_texts(".account h3", ["Telegram", "Telegram · ops", "Twitch"])
             assert page.texts(".account .state") == ["trying again", "connected", "cannot connect"]

@@ -311,6 +311,14 @@ async def test_a_question_nobody_answers_ends_with_the_reason(tmp_path: Path) ->
     assert [a["data"]["kind"] for a in answers if a.get("name") == "message"] == ["text", "notice"]
 
 
+async def test_who_waits_for_a_paused_agent_is_told_so(tmp_path: Path) -> None:
+    async with open_control(tmp_path) as control:
+        control.program.main.is_paused = True
+        answers = await control.talk(text="question", until_answered=True)
+
+    assert (answers[-1]["state"], "is paused" in answers[-1]["reason"]) == ("accepted", True)
+
+
 async def test_a_client_that_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
     async with open_control(tmp_path) as control:
         answer_with(control.program.main, "x" * 200_000)

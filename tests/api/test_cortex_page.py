@@ -127,8 +127,8 @@ async def test_a_question_is_answered_with_what_was_done_for_it(tmp_path: Path) 
             page.browser.driver.refresh()
             page.browser.wait_online()
             page.wait_texts("#log .body", ["who wants to move?", "It is Nora."])
-            page.browser.find("header a.to-page")[0].click()  # chat, and back by its own link
-            page.one("header a[href='cortex']").click()
+            page.one("#pages a[href='./'][data-page]").click()  # chat, and back by its own link
+            page.one("#pages a[href='cortex']").click()
             page.wait_texts("#log .body", ["who wants to move?", "It is Nora."])
 
         await drive(first)

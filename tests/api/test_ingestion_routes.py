@@ -12,7 +12,10 @@ import pytest
 import trio
 
 from spacebot.agent.agent import Agent
+from spacebot.agent.updates import UpdateState
 from spacebot.api.server import serve_api
+from spacebot.api.tally import HttpFigures
+from spacebot.base.errors import NotFoundError, SpacebotError
 from spacebot.base.ids import AgentId
 from spacebot.config.model import ApiConfig, Config
 from tests.agent.test_documents import make_pdf
@@ -31,6 +34,10 @@ class Program:
     config = Config()
     warnings: tuple[str, ...] = ()
     messaging = SimpleNamespace(states=list)
+    updates = SimpleNamespace(state=UpdateState())
+    http = HttpFigures()
+    roster = SimpleNamespace(views=list)
+    models = SimpleNamespace(credentials=None)
 
     def __init__(self, agent: Agent) -> None:
         self.agents: Mapping[AgentId, Agent] = {agent.id: agent}
@@ -38,6 +45,9 @@ class Program:
 
     async def reload_prompts(self) -> list[str]:
         return []
+
+    def why_absent(self, agent_id: str) -> SpacebotError:
+        return NotFoundError(f"there is no agent {agent_id!r}")
 
     def note_visitor(self) -> None:
         pass

@@ -17,11 +17,13 @@ from spacebot.agent.agent import Agent
 from spacebot.api.mcp import HIDDEN, answer_mcp
 from spacebot.api.metrics import gather, to_text
 from spacebot.api.server import serve_api
-from spacebot.base.errors import NotFoundError, RefusedError
+from spacebot.api.tally import HttpFigures
+from spacebot.base.errors import NotFoundError, RefusedError, SpacebotError
 from spacebot.base.ids import AgentId
 from spacebot.config.edit import ConfigEditor
 from spacebot.config.load import load_config
 from spacebot.config.model import ApiConfig, Config
+from spacebot.config.store import ReloadReport
 from tests.api.serving import UNREAD
 from tests.fakes.opened import Opened, open_test_agent
 from tests.fakes.scripted_model import ScriptedModel
@@ -53,14 +55,22 @@ class Program:
         self.editor = ConfigEditor(self.file)
         self.default_agent_id = AgentId("main")
         self.messaging = SimpleNamespace(states=list)
+        self.http = HttpFigures()
         self.config = Config()
-        self.reload_config()
+        self.read()
 
     @property
     def agents(self) -> dict[AgentId, Agent]:
         return {self.default_agent_id: self.opened.agent}
 
-    def reload_config(self) -> None:
+    def why_absent(self, agent_id: str) -> SpacebotError:
+        return NotFoundError(f"there is no agent {agent_id!r}")
+
+    async def reload_config(self) -> ReloadReport:
+        self.read()
+        return ReloadReport(changed=True)
+
+    def read(self) -> None:
         (agent,) = load_config(self.file, environ={}).config.agents
         self.opened.config[0] = self.opened.config[0].model_copy(update={"mcp": agent.mcp})
         self.opened.agent.mcp.reconcile()
@@ -91,6 +101,7 @@ async def until(client: httpx2.AsyncClient, name: str, state: str) -> dict[str, 
         await trio.sleep(0.01)
 
 
+@pytest.mark.spec("C-9", "C-10")
 async def test_added_used_changed_and_removed(tmp_path: Path) -> None:
     async with serving(tmp_path) as (program, client):
         added = await client.post("/api/mcp/servers", json={"name": "one", **LOCAL, "env": {"A_TOKEN": "t0ken-0001"}})
@@ -115,6 +126,7 @@ async def test_added_used_changed_and_removed(tmp_path: Path) -> None:
         assert (await client.post("/api/agents/mcp/reconnect", json={"server_name": "one"})).status_code == 404
 
 
+@pytest.mark.spec("C-10")
 async def test_no_credential_gets_out_and_a_mask_that_comes_back_is_no_value(tmp_path: Path) -> None:
     async with serving(tmp_path) as (program, client):
         (shown,) = (await client.get("/api/mcp/servers")).json()

@@ -104,8 +104,8 @@ async def test_an_empty_store_teaches_and_the_first_memory_is_added_by_hand(tmp_
         page.wait_text("#panel .words", "The kettle")
         page.one("#panel .close").click()
         page.browser.wait(lambda: not page.browser.find("#panel:not([hidden])"), "closed")
-        page.one("header a[href='./']").click()
-        page.one("header .to-memory").click()
+        page.one("#pages a[href='./'][data-page]").click()
+        page.one("#pages a[href='memory']").click()
         page.wait_rows(["The kettle is in the kitchen."])
 
     await walk(tmp_path, nothing, steps)
@@ -472,6 +472,7 @@ async def test_a_failure_is_told_and_the_page_goes_on(tmp_path: Path) -> None:
             def again() -> None:
                 page.browser.wait_online()
                 page.wait_text("#empty", "No goals yet")
+                page.one("#types .kind-goal[aria-pressed=true]")  # the types are drawn anew beside it
                 page.one("#types .chip").click()
                 page.wait_rows(["The garden is open", "The kettle is new"])
 

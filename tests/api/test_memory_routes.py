@@ -30,6 +30,7 @@ async def ask(served: Served, path: str = "", code: int = 200, **params: Any) ->
     return answer.json()
 
 
+@pytest.mark.spec("C-76")
 async def test_a_page_holds_what_was_asked_for_and_the_total_is_true(tmp_path: Path) -> None:
     async with open_server(tmp_path) as served:
         for n in range(5):

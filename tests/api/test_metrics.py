@@ -1,5 +1,6 @@
 """What a Prometheus server reads: well-formed text over a real socket, true figures, and nobody's words."""
 
+import json
 import re
 import socket
 import sqlite3
@@ -13,15 +14,17 @@ import httpx2
 import pytest
 import trio
 
-from spacebot.api.metrics import MOST_SERIES, serve_metrics
+from spacebot.api.metrics import serve_metrics
+from spacebot.api.tally import MOST_SERIES
 from spacebot.base.clock import Clock
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import EventKind
+from spacebot.base.figures import Family as FigureFamily
 from spacebot.base.ids import ConversationId
-from spacebot.base.tree import NodeKind
+from spacebot.base.tree import NodeKind, NodeState, Outcome
 from spacebot.config.load import load_config
 from spacebot.config.model import MetricsConfig
-from spacebot.memory.types import NewMemory
+from spacebot.memory.types import EVERYTHING, NewMemory, Query
 from spacebot.messaging.messages import Author, InboundMessage
 from spacebot.messaging.states import AdapterState, Connection
 from tests.api.serving import UNREAD, open_server
@@ -259,6 +262,7 @@ async def test_a_taken_port_is_told_with_its_setting(tmp_path: Path) -> None:
                 await serve_metrics(program, config, tree=program.tree, events=program.events, stop=trio.Event())
 
 
+@pytest.mark.spec("C-88")
 async def test_the_program_serves_them_when_it_is_told_to(tmp_path: Path) -> None:
     port = free_port()
     extra = f"[metrics]\nenabled = true\nport = {port}\n"
@@ -277,6 +281,7 @@ async def test_the_status_of_the_adapters_counts_what_waits_too(tmp_path: Path) 
     assert [(each["key"], each["queued"]) for each in status["instances"]] == [("telegram", 2), ("telegram:home", 1)]
 
 
+@pytest.mark.spec("CA-13")
 async def test_the_guide_names_every_figure_and_its_configuration_loads(tmp_path: Path) -> None:
     guide = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     async with open_metrics(tmp_path) as metrics:
@@ -286,3 +291,65 @@ async def test_the_guide_names_every_figure_and_its_configuration_loads(tmp_path
     loaded = load_config(sample, environ={})
     assert loaded.warnings == ()
     assert loaded.config.metrics == MetricsConfig(enabled=True)
+
+
+@pytest.mark.spec("C-88", "C-89")
+async def test_what_happens_is_counted_by_agents_kinds_and_patterns_only(tmp_path: Path) -> None:
+    async with open_metrics(tmp_path) as metrics:
+        program = metrics.program
+        call = partial(program.events.emit, EventKind.MODEL_CALL, agent_id="main", channel_id="telegram:my-secret")
+        call(process_type="channel", model="demo/demo", outcome="ok", duration_s=0.2)
+        call(process_type="channel", model="demo/demo", outcome="ContextOverflowError", duration_s=0.2)
+        for number in range(MOST_SERIES + 20):
+            call(process_type="worker", model=f"made-up-{number}", outcome="ok", duration_s=0.1)
+        program.events.emit(EventKind.MEMORY_CHANGED, agent_id="main", what="forgotten", memory_id="my-secret")
+        program.events.emit(EventKind.CRON_RUN, agent_id="ops", state="running")
+        program.events.emit(EventKind.CRON_RUN, agent_id="ops", state="done")
+        await program.main.memory.save(NewMemory(content="Ann likes tea"))
+        await program.main.memory.recall(Query(viewer=EVERYTHING, text="tea"))
+        program.http.note("GET", "/api/status", 200, 0.002)
+        for kind, state in ((NodeKind.TURN, NodeState.FAILED), (NodeKind.WORKER, NodeState.TIMED_OUT)):
+            node = program.tree.add(kind, "my secret", agent_id="main")
+            node.outcome = Outcome(state, "my secret")
+            program.tree.remove(node)
+        found = await metrics.read()
+
+    assert found["spacebot_llm_requests_total"]["main", "demo/demo", "channel"] == 2
+    assert found["spacebot_llm_requests_total"]["main", "other", "worker"] == 21
+    assert found["spacebot_llm_failures_total"] == {("main", "channel", "ContextOverflowError"): 1}
+    assert found["spacebot_context_overflow_total"] == {("main", "channel"): 1}
+    assert found["spacebot_memory_updates_total"] == {("main", "forgotten"): 1}
+    assert found["spacebot_cron_executions_total"] == {("ops", "done"): 1}
+    assert found["spacebot_memory_writes_total"] == found["spacebot_memory_reads_total"] == {("main",): 1}
+    assert found["spacebot_memory_operation_duration_seconds"]["main", "recall", "_count"] == 1
+    assert found["spacebot_memory_search_results"]["main", "1.0", "_bucket"] == 1
+    assert found["spacebot_memory_embedding_duration_seconds"]["main", "_count"] >= 2
+    assert found["spacebot_process_errors_total"] == {("main", "turn", "failed"): 1, ("main", "worker", "timed_out"): 1}
+    assert found["spacebot_channel_errors_total"] == {("main",): 1}
+    assert found["spacebot_message_handling_duration_seconds"]["main", "_count"] == 1
+    assert found["spacebot_http_requests_total"] == {("GET", "/api/status", "200"): 1}
+    assert "secret" not in metrics.text
+
+
+@pytest.mark.spec("C-89")
+async def test_requests_to_the_api_are_counted_by_pattern(tmp_path: Path) -> None:
+    async with open_server(tmp_path) as served:
+        for path in ("/api/status", "/api/messages/not-there/fate", "/api/%2e%2e/x"):
+            await served.client.get(path)
+        families = {family.name: family for family in served.program.http.families()}
+    counted = families["spacebot_http_requests_total"]
+    assert isinstance(counted, FigureFamily)
+    labels = {(one["path"], one["status"]) for one, _ in counted.samples}
+    assert ("/api/status", "200") in labels
+    assert ("/api/messages/{message_id}/fate", "404") in labels
+    assert all("not-there" not in path and ".." not in path for path, _ in labels)
+
+
+def test_the_dashboard_asks_for_figures_that_there_are() -> None:
+    root = Path(__file__).resolve().parents[2]
+    known = set(re.findall(r"^\| `(spacebot_\w+)`", (root / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    board = json.loads((root / "build" / "grafana" / "spacebot.json").read_text())
+    expressions = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+    assert len(expressions) > 30
+    asked = {name for text in expressions for name in re.findall(r"spacebot_\w+", text)}
+    assert {name if name in known else re.sub(r"_(bucket|sum|count)$", "", name) for name in asked} <= known

@@ -4,7 +4,7 @@ import atexit
 import base64
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -148,9 +148,11 @@ def open_browser(folder: Path, width: int = 1280, height: int = 800) -> Iterator
 
 
 @asynccontextmanager
-async def serve(folder: Path, port: int = 0, token: str | None = None) -> AsyncIterator[tuple[FakeProgram, str]]:
+async def serve(
+    folder: Path, port: int = 0, token: str | None = None, agents: Sequence[str] = ("main",)
+) -> AsyncIterator[tuple[FakeProgram, str]]:
     stop = trio.Event()
-    async with open_fake_program(folder) as program, trio.open_nursery() as nursery:
+    async with open_fake_program(folder, agents) as program, trio.open_nursery() as nursery:
         program.main.on_message = partial(echo, program)
         (url,) = await nursery.start(
             partial(
@@ -504,6 +506,8 @@ async def test_the_embed_script_shows_the_page_on_an_allowed_site(tmp_path: Path
                 browser.wait_online()
                 browser.say("hello from outside")
                 browser.wait_texts(["hello from outside", "You said hello from outside"])
+                shown = browser.find("#pages, #open-pages, .columns > nav, #agent")
+                assert not any(one.is_displayed() for one in shown)  # a chat in a frame shows nothing of the rest
 
             await drive(steps)
             assert program.main.accepted[0].conversation_id.startswith("webchat:embed:main:")

@@ -48,7 +48,7 @@ async def test_a_schedule_is_added_run_looked_at_switched_off_and_deleted(tmp_pa
 
         def steps() -> None:
             page.browser.open(f"{page.url}/")
-            page.one("header a[href='schedules']").click()
+            page.one("#pages a[href='schedules']").click()
             page.browser.wait_online()
             page.one("#none:not([hidden])")
             assert page.text("#zone") == "Europe/Berlin"
@@ -71,7 +71,7 @@ async def test_a_schedule_is_added_run_looked_at_switched_off_and_deleted(tmp_pa
             page.one(of("news", ".toggle")).click()
             page.wait_texts(of("news", ".state"), ["on"])
             page.one(of("news", ".remove")).click()
-            page.browser.driver.switch_to.alert.accept()
+            page.one("dialog.asking .yes").click()
             page.one("#none:not([hidden])")
             assert page.browser.driver.title == "Schedules · Spacebot"
 

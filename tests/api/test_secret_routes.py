@@ -61,7 +61,7 @@ async def test_a_secret_goes_in_and_is_in_use_and_its_value_never_comes_out(tmp_
         ("PUT", "/api/secrets/1_KEY", {"value": VALUE}, 400),
         ("PUT", "/api/secrets/LD_PRELOAD", {"value": VALUE, "category": "tool"}, 400),
         ("DELETE", "/api/secrets/MY_KEY", None, 404),
-        ("GET", "/api/secrets/MY_KEY", None, 404),
+        ("GET", "/api/secrets/MY_KEY", None, 405),
     ],
 )
 async def test_what_cannot_be_done_is_said(method: str, path: str, body: Any, code: int, tmp_path: Path) -> None:

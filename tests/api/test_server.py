@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from pydantic import SecretStr
 
+from spacebot.api.feed import RING
 from spacebot.api.rim import TICKET_S, Tickets
 from spacebot.api.server import serve_api
 from spacebot.base.errors import ConfigError
@@ -106,6 +107,7 @@ async def test_a_page_that_shows_the_chat_cannot_read_the_api(tmp_path: Path, or
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+@pytest.mark.spec("C-67", "CA-10")
 @pytest.mark.parametrize(
     ("headers", "code"),
     [
@@ -159,8 +161,8 @@ async def test_errors_under_api_are_json_and_every_answer_is_guarded(tmp_path: P
             ("GET", "/api/nothing", 404),
             ("POST", "/api/nothing", 404),
             ("GET", "/api", 404),
-            ("GET", "/api/webchat/send", 404),
-            ("DELETE", "/api/status", 404),
+            ("GET", "/api/webchat/send", 405),
+            ("DELETE", "/api/status", 405),
             ("GET", "/api/webchat/history", 400),
             ("GET", "/api/webchat/history?session_id=s&limit=many", 400),
             ("GET", "/api/messages/none/fate", 404),
@@ -259,6 +261,7 @@ async def test_broken_and_broken_off_requests_leave_no_trace(tmp_path: Path, raw
             pass
 
 
+@pytest.mark.spec("C-77", "C-80", "CA-10")
 async def test_the_event_stream_tells_all_and_says_when_it_lagged(tmp_path: Path) -> None:
     async with open_server(tmp_path, agents=("main", "other")) as served:
         agent = served.agent
@@ -269,7 +272,7 @@ async def test_the_event_stream_tells_all_and_says_when_it_lagged(tmp_path: Path
             await served.send("to other", agent_id="other")
             await served.send("hello")
             (first,) = await reader.until("inbound_message")
-            for n in range(BUFFER + 5):  # in one step of the loop: no reader can keep up
+            for n in range(2 * RING + 5):  # in one step of the loop: no reader can keep up
                 agent.emit(EventKind.TOOL_OUTPUT, CONVERSATION, process_id="p", line=str(n))
             (lagged,) = await reader.until("lagged")
             (following,) = await reader.until("tool_output")
@@ -374,8 +377,8 @@ async def test_channels_and_their_messages_can_be_read_page_by_page(tmp_path: Pa
                 break
             query["before"] = page["before"]
     assert [(c["agent_id"], c["id"], c["platform"]) for c in channels] == [
-        ("main", CONVERSATION, "webchat"),
         ("other", CONVERSATION, "webchat"),
+        ("main", CONVERSATION, "webchat"),
     ]
     assert pages == [["m3", "m4"], ["m1", "m2"], ["m0"]]
 

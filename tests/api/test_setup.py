@@ -194,6 +194,7 @@ async def test_a_binding_brings_its_account_along_also_when_there_is_no_file_yet
         assert "its token has not the form of a bot token" in answer["message"]
 
 
+@pytest.mark.spec("C-6")
 @pytest.mark.parametrize(
     ("body", "code", "words"),
     [

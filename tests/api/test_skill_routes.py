@@ -42,6 +42,7 @@ async def serving(
         stop.set()
 
 
+@pytest.mark.spec("C-71")
 async def test_installed_listed_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(tmp_path, monkeypatch) as (opened, hub, client):
         hub.repositories["me/mine"] = archive({"pdf/SKILL.md": skill_text(), "maps/SKILL.md": skill_text("maps")})
@@ -86,6 +87,7 @@ async def test_installed_listed_and_removed(tmp_path: Path, monkeypatch: pytest.
         assert await listed() == []
 
 
+@pytest.mark.spec("C-71")
 async def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(tmp_path, monkeypatch) as (opened, hub, client):
         hub.repositories["me/evil"] = archive({"pdf/SKILL.md": "no header"})

@@ -135,7 +135,7 @@ async def test_a_reader_that_vanishes_disturbs_nobody(tmp_path: Path) -> None:
             assert (await served.client.get("/api/status")).json()["counts"]["streams"] == 1
 
 
-@pytest.mark.spec("D-6")
+@pytest.mark.spec("D-6", "C-72")
 async def test_several_readers_of_one_session_see_the_same(tmp_path: Path) -> None:
     async with open_server(tmp_path) as served:
         async with served.follow(after=0) as one, served.follow(after=0) as two:
@@ -285,6 +285,7 @@ async def test_bytes_that_are_no_json_are_refused(tmp_path: Path, raw: bytes, co
         assert (await served.client.get("/api/health")).status_code == 200
 
 
+@pytest.mark.spec("C-69")
 async def test_a_body_of_unknown_length_is_cut_off_at_the_limit(tmp_path: Path) -> None:
     async def endless() -> Any:
         while True:

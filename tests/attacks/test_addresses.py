@@ -129,6 +129,7 @@ def ways(fetcher: Fetcher, folder: Path, url: str) -> dict[str, Callable[[], Awa
     }
 
 
+@pytest.mark.spec("C-68")
 @pytest.mark.parametrize("name", ADDRESSES)
 async def test_nothing_fetches_it(name: str, tmp_path: Path) -> None:
     url = ADDRESSES[name]

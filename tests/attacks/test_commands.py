@@ -138,6 +138,7 @@ def boxed(tmp_path_factory: pytest.TempPathFactory) -> Act:
 READERS = (*DUMPS, "exec env", "exec base64", "read back", "search back")
 
 
+@pytest.mark.spec("CA-12")
 @pytest.mark.parametrize("mode", ["bare", "boxed"])
 @pytest.mark.parametrize("name", READERS)
 def test_no_output_shows_a_secret(name: str, mode: str, request: pytest.FixtureRequest) -> None:

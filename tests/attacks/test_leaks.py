@@ -124,6 +124,7 @@ def act(tmp_path_factory: pytest.TempPathFactory) -> Act:
     )
 
 
+@pytest.mark.spec("C-83", "CA-12")
 @pytest.mark.parametrize("name", WRITINGS)
 def test_no_answer_tells_a_secret_however_it_is_written(name: str, act: Act) -> None:
     for n in range(2):

@@ -46,7 +46,7 @@ def test_keys_of_every_shape_are_found_and_scrubbed(kind: str) -> None:
     assert find_secret(scrub(text)) is None
 
 
-@pytest.mark.spec("P69")
+@pytest.mark.spec("P69", "C-83")
 @pytest.mark.parametrize("encode", [
     lambda key: base64.b64encode(key.encode()).decode(),
     lambda key: key.encode().hex(),
@@ -56,6 +56,7 @@ def test_encoded_keys_are_found(encode: object) -> None:
     assert find_secret(f"take {encode(KEYS['anthropic key'])} now")  # type: ignore[operator]
 
 
+@pytest.mark.spec("C-91")
 @pytest.mark.usefixtures("_literal")
 def test_a_configured_secret_is_found_without_a_shape() -> None:
     assert find_secret(f"say {LITERAL}!") == "configured secret"
@@ -174,6 +175,7 @@ def test_coded_keys_of_every_shape_are_removed_wherever_their_code_begins(kind: 
         assert code[:HARMLESS] not in cleaned
 
 
+@pytest.mark.spec("C-84")
 @given(
     value=st.sampled_from(VALUES[:5])
     | st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=8, max_size=40),

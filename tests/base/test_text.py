@@ -10,7 +10,7 @@ from spacebot.tools.delegation import STATUS_BYTES, short_status
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@pytest.mark.spec("P32", "S9")
+@pytest.mark.spec("P32", "S9", "C-63")
 @given(text=TEXT, limit=st.integers(0, 60))
 def test_a_head_fits_and_is_the_longest(text: str, limit: int) -> None:
     head = cut_bytes(text, limit)

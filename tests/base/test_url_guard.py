@@ -98,6 +98,7 @@ async def test_malformed_and_foreign_addresses_are_refused(url: str) -> None:
         await resolve_public(url, allow_private=False)
 
 
+@pytest.mark.spec("C-68")
 async def test_what_the_owner_configured_may_be_private() -> None:
     answer(home_test=["192.168.1.7"], other_test=["192.168.1.8"])
     assert (await resolve_public("http://home.test/", allow_private=True)).addresses == ("192.168.1.7",)

@@ -1,6 +1,6 @@
 """Prints figures: `python -m tests.bench [NAME] [figures or options …]`.
 
-Names: spine, platforms, memory, recall, thresholds, kills, llm, cron, hands.
+Names: spine, platforms, memory, recall, thresholds, kills, llm, cron, hands, routing, usage, reload, web, api.
 """
 
 import runpy

@@ -16,8 +16,9 @@ from pydantic import SecretStr
 
 from spacebot.config.model import AgentSettings, ApiType, LlmConfig, ProviderConfig
 from spacebot.config.routing import RoutingConfig
-from spacebot.llm.manager import AgentModel, open_models
+from spacebot.llm.manager import AgentModel
 from spacebot.llm.messages import ModelMessage, ModelRequest, ProcessKind, SystemBlock, ToolSpec
+from spacebot.llm.opening import open_models
 
 DIALECTS = {"openai": ApiType.OPENAI_COMPLETIONS, "anthropic": ApiType.ANTHROPIC}
 SCHEMA = {

@@ -73,7 +73,7 @@ def test_the_ports_are_those_of_the_program_and_health_is_asked_for() -> None:
     options, _, words = one(image, "HEALTHCHECK").partition(" CMD ")
     assert {"--interval=30s", "--timeout=5s", "--retries=3"} <= set(options.split())
     assert json.loads(words)[-1] == f"http://127.0.0.1:{ApiConfig().port}/api/health"
-    assert 'Route("/api/health"' in (ROOT / "spacebot/api/system.py").read_text()
+    assert '"/api/health"' in (ROOT / "spacebot/api/system.py").read_text()
 
 
 def test_the_images_are_named_exactly_and_packages_leave_no_lists() -> None:

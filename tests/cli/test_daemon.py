@@ -12,13 +12,14 @@ import pytest
 from tests.cli.conftest import Instance
 
 
+@pytest.mark.spec("control 8.1.25", "C-25", "CA-9")
 def test_start_returns_when_messages_are_accepted_and_a_second_one_is_refused(instance: Instance) -> None:
     started = instance.run("start")
     assert (started.returncode, started.stdout) == (0, "")
     assert started.stderr.splitlines() == [
         f"spacebot started (pid {instance.pid})",
         "web chat: http://127.0.0.1:1/",
-        f"model: demo/demo (no provider key found; set one in {instance.root}/config.toml)",
+        "model: demo/demo (no provider key found; set one up with: spacebot init)",
     ]
     again = instance.run()
     assert again.returncode == 1
@@ -80,7 +81,7 @@ def test_a_directory_that_cannot_be_written_is_told(instance: Instance) -> None:
     assert "cannot write to the instance directory '/proc/spacebot'" in done.stderr
 
 
-@pytest.mark.spec("control 8.1.22")
+@pytest.mark.spec("control 8.1.22", "C-22", "CA-9")
 def test_what_a_killed_daemon_leaves_behind_is_no_obstacle(instance: Instance) -> None:
     instance.run("start")
     os.kill(instance.pid, signal.SIGKILL)
@@ -122,6 +123,7 @@ def test_a_daemon_that_does_not_stop_is_described_and_can_be_forced(instance: In
     assert instance.run("status").returncode == 1
 
 
+@pytest.mark.spec("CA-9")
 def test_restart_in_the_background_makes_a_new_process(instance: Instance) -> None:
     instance.run("start")
     before = instance.pid
@@ -132,6 +134,7 @@ def test_restart_in_the_background_makes_a_new_process(instance: Instance) -> No
     assert instance.run("restart").returncode == 0
 
 
+@pytest.mark.spec("C-27")
 def test_a_mistake_in_the_configuration_does_not_cost_the_running_daemon(instance: Instance) -> None:
     instance.run("start")
     (instance.root / "config.toml").write_text("[api]\nport = 'x'\n")
@@ -143,6 +146,7 @@ def test_a_mistake_in_the_configuration_does_not_cost_the_running_daemon(instanc
     assert instance.run("status").returncode == 0
 
 
+@pytest.mark.spec("C-27")
 def test_a_foreground_daemon_restarts_in_place_and_speaks_to_its_service_manager(
     instance: Instance, tmp_path: Path
 ) -> None:
@@ -185,6 +189,7 @@ def test_a_second_signal_cuts_everything_off(instance: Instance) -> None:
     assert instance.run("status").returncode == 1
 
 
+@pytest.mark.spec("control 8.1.23", "C-23", "CA-9")
 def test_another_configuration_means_another_instance(instance: Instance, tmp_path: Path) -> None:
     instance.run("start")
     other = tmp_path / "other" / "my.toml"

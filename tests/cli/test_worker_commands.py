@@ -15,6 +15,7 @@ from spacebot.llm.history import to_json
 from spacebot.llm.messages import ModelMessage, Role, Text, ToolCall, ToolResult, Usage
 from spacebot.messaging.messages import Author, InboundMessage
 from tests.cli.conftest import Instance
+from tests.fakes.completions import completion
 from tests.fakes.fake_program import open_fake_program
 
 STEPS = (
@@ -49,7 +50,7 @@ async def leave_workers(folder: Path) -> None:
             save = partial(log.finish_worker, tell=False) if not is_direct else log.add_result
             await save(run, done, status="counted", transcript=to_json(STEPS), tool_calls=1)
         usage = Usage(input_tokens=1200, output_tokens=30, cache_read_tokens=5000)
-        await log.record_usage([("worker", "aaaa1111", "test:room", "demo/demo", usage)])
+        await program.main.usage.log.record([completion("demo/demo", usage, kind="worker", process_id="aaaa1111")])
 
 
 @pytest.fixture

@@ -168,6 +168,7 @@ def test_a_binding_that_may_be_one_of_two_is_asked_for_by_its_place(path: Path) 
     assert path.read_text() == FILE
 
 
+@pytest.mark.spec("C-15")
 def test_a_change_that_would_break_the_file_is_not_made(path: Path) -> None:
     editor = ConfigEditor(path)
     with pytest.raises(ConfigError) as caught:
@@ -245,6 +246,7 @@ def test_lines_that_only_look_like_headers_and_comments_are_left_alone(tmp_path:
     assert path.read_text().strip() == text[: text.index("[messaging . ")].strip()
 
 
+@pytest.mark.spec("C-15")
 def test_what_somebody_saves_in_between_is_not_lost(path: Path) -> None:
     saves = 0
 
@@ -260,6 +262,7 @@ def test_what_somebody_saves_in_between_is_not_lost(path: Path) -> None:
     assert (saves, tables(path)["api"]["port"], tables(path)["messaging"]["telegram"]["enabled"]) == (2, 5740, False)
 
 
+@pytest.mark.spec("C-15")
 def test_changes_from_several_threads_are_all_made(path: Path) -> None:
     editor = ConfigEditor(path)
 

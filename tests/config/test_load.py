@@ -81,13 +81,14 @@ def test_without_a_file_the_environment_decides(tmp_path: Path) -> None:
     assert (loaded.warnings, loaded.content_hash) == ((), "")
 
 
+@pytest.mark.spec("C-20")
 def test_the_file_wins_over_the_environment(load) -> None:
     loaded = load('[defaults.routing]\nchannel = "demo/x"', {"SPACEBOT_CHANNEL_MODEL": "demo/y"})
 
     assert loaded.config.default_agent.routing.channel == "demo/x"
 
 
-@pytest.mark.spec("control 8.1.2")
+@pytest.mark.spec("control 8.1.2", "C-2")
 @pytest.mark.parametrize("entry", [e for e in provider_table().values() if e.key], ids=lambda e: e.id)
 def test_every_shorthand_key_gives_a_provider_by_file_and_by_environment(load, entry) -> None:
     by_file = load(f'[llm]\n{entry.key} = "a-long-enough-key"').config.llm.provider[entry.id]
@@ -128,6 +129,21 @@ def test_secrets_come_from_the_store_and_are_scrubbed_everywhere(load) -> None:
     assert loaded.config.llm.provider["groq"].api_key.get_secret_value() == "xyzzy-not-a-known-shape"
     assert "xyzzy" not in redaction.scrub("key=xyzzy-not-a-known-shape")
     assert "xyzzy" not in repr(loaded.config)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[agents]]\nid = "main"\nworkspace = "secret:groq"',
+        '[defaults.routing]\nchannel = "secret:groq"',
+        '[llm.provider.mine]\napi_type = "openai_completions"\nbase_url = "http://h.example"\nname = "secret:groq"',
+    ],
+)
+def test_a_secret_may_not_stand_where_values_are_shown(load, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(text, groq="xyzzy-not-a-known-shape")
+    assert "cannot come from the secret store" in str(caught.value)
+    assert "xyzzy" not in str(caught.value)
 
 
 def test_an_explicit_table_wins_and_a_pasted_version_is_dropped_once(load) -> None:
@@ -187,7 +203,7 @@ def test_an_agent_overrides_field_by_field_and_fallbacks_as_a_whole(load) -> Non
     assert agent.workspace.is_absolute()
 
 
-@pytest.mark.spec("control 8.1.1")
+@pytest.mark.spec("control 8.1.1", "C-1")
 def test_unknown_keys_are_named_in_full_with_the_nearest_known_one(load, tmp_path: Path) -> None:
     loaded = load(
         """
@@ -301,6 +317,7 @@ def test_thresholds_must_rise(load) -> None:
     assert "defaults.compaction: must rise" in text
 
 
+@pytest.mark.spec("C-4")
 def test_a_route_to_a_provider_that_is_not_there_is_a_warning_with_the_remedy(load) -> None:
     (warning,) = load('[defaults.routing]\nchannel = "groq/x"\nworker = "groq/x"').warnings
 

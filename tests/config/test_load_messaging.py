@@ -33,7 +33,7 @@ def told(loaded: LoadedConfig) -> list[str]:
     return [re.sub(r"^\S*config\.toml: ", "", warning) for warning in loaded.warnings]
 
 
-@pytest.mark.spec("messaging 15: credentials from the environment")
+@pytest.mark.spec("messaging 15: credentials from the environment", "C-20")
 def test_every_platform_takes_its_credentials_from_the_environment_where_the_key_is_absent(load) -> None:
     environ = {
         "DISCORD_BOT_TOKEN": TOKEN,
@@ -219,7 +219,7 @@ def test_what_has_no_effect_and_what_is_misspelt_is_told(load) -> None:
     assert not loaded.config.messaging.webhook[0].enabled
 
 
-@pytest.mark.spec("messaging 19: 33", "D-33")
+@pytest.mark.spec("messaging 19: 33", "D-33", "C-6")
 def test_a_binding_that_leads_nowhere_is_told_and_changes_nothing_else(load) -> None:
     loaded = load(
         f"""

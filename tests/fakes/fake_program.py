@@ -3,30 +3,46 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import trio
 
+from spacebot.agent.budget import Budget
 from spacebot.agent.delivery import Delivery
 from spacebot.agent.forgetting import Forgetting, ForgottenPerson, Traces
 from spacebot.agent.ingestion import IngestionState
+from spacebot.agent.mcp import McpView
+from spacebot.agent.roster import AgentState, AgentView
 from spacebot.agent.scheduled import Schedules
+from spacebot.agent.skill_desk import SkillDesk
+from spacebot.agent.updates import UpdateCheck
+from spacebot.agent.usage import UsageDesk
 from spacebot.agent.worker_desk import WorkerDesk
 from spacebot.agent.worker_log import WorkerLog
+from spacebot.api.tally import HttpFigures
 from spacebot.base.clock import Clock
-from spacebot.base.errors import ConfigError
+from spacebot.base.errors import ConfigError, NotFoundError, SpacebotError
 from spacebot.base.events import EventBus, EventKind, ProcessEvent
+from spacebot.base.fetch import Answer
 from spacebot.base.ids import AgentId, ConversationId, MessageId, TurnId, new_uuid
-from spacebot.base.paths import package_file
+from spacebot.base.paths import InstancePaths, package_file
 from spacebot.base.tree import Node, NodeKind, NodeState, Outcome, Tree
 from spacebot.config.edit import ConfigEditor
-from spacebot.config.model import Config, WorkerLogMode
-from spacebot.config.store import ConfigStore
+from spacebot.config.load import LoadedConfig
+from spacebot.config.model import AgentConfig, Config, WorkerLogMode
+from spacebot.config.store import ConfigStore, ReloadReport
+from spacebot.conversations.activity import Activity
 from spacebot.conversations.ingestion_log import IngestedFile
 from spacebot.conversations.log import Conversations
 from spacebot.conversations.outbox import Outbox
 from spacebot.conversations.records import Accepted, LoggedMessage, TurnState
+from spacebot.conversations.usage_log import UsageLog
 from spacebot.conversations.worker_runs import WorkerArchive
+from spacebot.llm.catalogue import ModelCatalogue, load_catalogue
+from spacebot.llm.explain import RouteExplanation, explain
+from spacebot.llm.messages import ProcessKind
+from spacebot.llm.prices import PriceBook
 from spacebot.memory.maintenance import MaintenancePolicy
 from spacebot.memory.memory import AgentMemory, open_memory
 from spacebot.memory.transfer import MemoryTransfer
@@ -34,7 +50,8 @@ from spacebot.memory.views import MemoryViews
 from spacebot.messaging.courier import NO_PLATFORMS
 from spacebot.messaging.messages import InboundMessage, OutboundKind
 from spacebot.messaging.states import AdapterState, Connection
-from spacebot.storage.database import open_database
+from spacebot.storage.database import Database, open_database
+from spacebot.storage.settings import Settings
 from tests.fakes.fake_embedder import FakeEmbedder
 from tests.fakes.fake_schedules import fake_schedules
 
@@ -57,10 +74,17 @@ class FakeIngestion:
 
 
 class FakeServers:
-    """No MCP server."""
+    """The MCP servers that a test puts into `known`."""
 
-    def views(self) -> list[Any]:
-        return []
+    def __init__(self) -> None:
+        self.known: list[McpView] = []
+        self.reconnected: list[str] = []
+
+    def views(self) -> list[McpView]:
+        return self.known
+
+    def reconnect(self, name: str) -> None:
+        self.reconnected.append(name)
 
     def reconcile(self) -> None:
         return None
@@ -86,11 +110,14 @@ class FakeAgent:
         self.cortex = FakeCortex()
         self.ingestion = FakeIngestion()
         self.mcp: Any = FakeServers()
+        self.skill_desk: SkillDesk
+        self.texts = {"soul": "Calm.", "identity": "A partner.", "user": ""}
         self.transfer: MemoryTransfer
         self.forgetting: Forgetting
         self.delivery: Delivery
         self.schedules: Schedules
         self.workers: WorkerDesk
+        self.usage: UsageDesk
         self.events = events
         self.tree = tree
         self.model_label = "demo/demo"
@@ -98,6 +125,21 @@ class FakeAgent:
         self.on_message: Callable[[InboundMessage, Accepted], Awaitable[None]] | None = None
         self.finished: dict[str, list[dict[str, Any]]] = {}
         self.nursery: trio.Nursery | None = None
+        self.is_paused = False
+        self.activity: Activity
+
+    async def profile(self) -> None:
+        return None
+
+    async def briefing(self) -> str:
+        return ""
+
+    async def identity(self) -> Mapping[str, str]:
+        return self.texts
+
+    async def write_identity(self, texts: Mapping[str, str]) -> Mapping[str, str]:
+        self.texts |= texts
+        return self.texts
 
     async def accept(self, message: InboundMessage) -> Accepted:
         accepted = await self.conversations.accept(message)
@@ -268,6 +310,36 @@ class FakeMessaging:
         return answer
 
 
+class FakeRoster:
+    """Agents that run for ever."""
+
+    def __init__(self, agents: Mapping[AgentId, FakeAgent]) -> None:
+        self._agents = agents
+
+    def views(self) -> Sequence[AgentView]:
+        states = {True: AgentState.PAUSED, False: AgentState.RUNNING}
+        return [
+            AgentView(id=agent.id, state=states[agent.is_paused], since=Clock().now())
+            for agent in self._agents.values()
+        ]
+
+    async def settled(self, agent_id: str | None = None) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def pause(self, agent_id: str, *, is_on: bool) -> None:
+        self._agents[AgentId(agent_id)].is_paused = is_on
+
+
+def _nobody() -> Any:
+    """Answers as GitHub does when it knows nothing."""
+
+    async def get(url: str, **how: Any) -> Answer:
+        await trio.lowlevel.checkpoint()
+        return Answer(404, {}, b"", "github")
+
+    return get
+
+
 class FakeProgram:
     """The program that owns the fake agents."""
 
@@ -279,14 +351,23 @@ class FakeProgram:
         self.events = events
         self.tree = tree
         self.default_agent_id = next(iter(agents))
+        self.roster = FakeRoster(agents)
         self.visits = 0
         self.stops: list[bool] = []
         self.broken_prompt: str | None = None
+        self.catalogue: ModelCatalogue
+        self.models: Any = SimpleNamespace(credentials=None)
+        self.paths = InstancePaths(config.parent, config)
+        self.http = HttpFigures()
+        self.updates = UpdateCheck(lambda: self.store.current.update, _nobody())
 
     @property
     def main(self) -> FakeAgent:
         """The default agent."""
         return self.agents[self.default_agent_id]
+
+    def why_absent(self, agent_id: str) -> SpacebotError:
+        return NotFoundError(f"there is no agent {agent_id!r}; there are: {', '.join(self.agents)}")
 
     @property
     def sandbox(self) -> str:
@@ -298,12 +379,23 @@ class FakeProgram:
         return self.store.current
 
     @property
+    def loaded(self) -> LoadedConfig:
+        return self.store.loaded
+
+    @property
     def warnings(self) -> Sequence[str]:
         return self.store.warnings
 
-    def reload_config(self) -> None:
-        if self.store.reload().changed:
+    def explain_route(
+        self, agent_id: AgentId, text: str, process: ProcessKind, task_type: str | None
+    ) -> RouteExplanation:
+        return explain([text], process, self.config.default_agent, self.config.llm, task_type=task_type)
+
+    async def reload_config(self) -> ReloadReport:
+        report = await self.store.refresh()
+        if report.changed:
             self.events.emit(EventKind.CONFIG_RELOADED, what="config", error=None)
+        return report
 
     async def reload_prompts(self) -> Sequence[str]:
         if self.broken_prompt is not None:
@@ -321,6 +413,7 @@ class FakeProgram:
 async def open_fake_program(folder: Path, agent_ids: Sequence[str] = ("main",)) -> AsyncIterator[FakeProgram]:
     """Open a program whose logs lie in `folder`; opened again on the same folder it has its past."""
     events, tree, clock = EventBus(), Tree(), Clock()
+    catalogue = await load_catalogue(None, None, clock)
     async with AsyncExitStack() as stack:
         agents: dict[AgentId, FakeAgent] = {}
         for agent_id in agent_ids:
@@ -347,6 +440,8 @@ async def open_fake_program(folder: Path, agent_ids: Sequence[str] = ("main",)) 
                 clock,
                 mode=lambda: WorkerLogMode.ERRORS_ONLY,
             )
+            agent.usage = await _open_usage(agent_id, database, clock, events, catalogue)
+            agent.activity = Activity(database, clock)
             outbox = Outbox(database, clock)
             agent.delivery = Delivery(outbox, NO_PLATFORMS, agent_id=agent.id, events=events, clock=clock)
             agent.schedules = fake_schedules(agent, database, clock)
@@ -355,6 +450,24 @@ async def open_fake_program(folder: Path, agent_ids: Sequence[str] = ("main",)) 
             for agent in agents.values():
                 agent.nursery = nursery
                 nursery.start_soon(agent.schedules.run)
-            yield FakeProgram(agents, events, tree, folder / "config.toml")
+            program = FakeProgram(agents, events, tree, folder / "config.toml")
+            program.catalogue = catalogue
+            yield program
             nursery.cancel_scope.cancel()
         events.close()
+
+
+async def _open_usage(
+    agent_id: str, database: Database, clock: Clock, events: EventBus, catalogue: ModelCatalogue
+) -> UsageDesk:
+    settings = AgentConfig(id=agent_id, user_timezone="UTC")
+    desk = UsageDesk(
+        UsageLog(database, clock),
+        Settings(database),
+        agent_id,
+        prices=PriceBook(catalogue.price),
+        budget=Budget(agent_id, settings=lambda: settings, clock=clock, events=events),
+        clock=clock,
+    )
+    await desk.open()
+    return desk

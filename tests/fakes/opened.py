@@ -157,7 +157,7 @@ class Opened:
     async def settled(self) -> None:
         """Wait until nothing moves any more: all writes done, all tasks waiting."""
         for _ in range(10):  # a quiet run is a chain of reads, calls and writes
-            await self.agent.conversations.record_usage([])
+            await self.agent.usage.log.record([])
             await wait_all_threads_completed()
             await wait_all_tasks_blocked()
 

@@ -166,6 +166,7 @@ async def test_a_second_signal_cuts_off_what_the_first_lets_finish(tmp_path: Pat
             assert await person.texts() == ["slow", "Answer to slow"]
 
 
+@pytest.mark.spec("C-21", "CA-9")
 async def test_the_service_manager_is_told_and_sighup_reads_the_files_again(tmp_path: Path) -> None:
     async with serve_openai(Mind()) as model:
         daemon = Daemon(tmp_path / "i", model_url=model.url)

@@ -1,14 +1,16 @@
 """The Messages dialect without a network: golden bodies, and streams cut at every byte."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spacebot.config.routing import ThinkingEffort
 from spacebot.llm.anthropic import StreamReader, to_wire, wire_model
-from spacebot.llm.dialect import StreamCutError, StreamFaultError, ToolsCache
+from spacebot.llm.dialect import RefusedThinking, StreamCutError, StreamFaultError, ToolsCache
 from spacebot.llm.messages import (
     ArgumentsDelta,
     FinishReason,
@@ -56,7 +58,6 @@ def test_golden_body() -> None:
             {
                 "role": "assistant",
                 "content": [
-                    {"type": "thinking", "thinking": "hm", "signature": "proof"},
                     {"type": "text", "text": "one moment"},
                     {"type": "tool_use", "id": "a_1", "name": "branch", "input": {"description": "über"}},
                     {"type": "tool_use", "id": "b", "name": "reply", "input": {}, "cache_control": MARK},
@@ -117,6 +118,62 @@ def test_while_tools_run_the_newest_result_is_marked_too() -> None:
     ]
 
 
+def running(*before: ModelMessage) -> ModelRequest:
+    """A request in the middle of a run of calls, with thinking in it."""
+    return ModelRequest(
+        process=ProcessKind.WORKER,
+        system=(),
+        messages=(
+            *before,
+            ModelMessage.user("go"),
+            ModelMessage(Role.ASSISTANT, (Reasoning("hm", signature="proof"), ToolCall("1", "shell", {}))),
+            ModelMessage(Role.USER, (ToolResult("1", "done"),)),
+            ModelMessage(Role.ASSISTANT, (Reasoning("", data="redacted"), ToolCall("2", "shell", {}))),
+            ModelMessage(Role.USER, (ToolResult("2", "done"), Text("a note beside it"))),
+        ),
+    )
+
+
+@pytest.mark.spec("control 8.2.45", "C-45")
+def test_thinking_goes_back_while_its_run_of_calls_goes_on() -> None:
+    messages = body(running())["messages"]
+    assert messages[1]["content"][0] == {"type": "thinking", "thinking": "hm", "signature": "proof"}
+    assert messages[3]["content"][0] == {"type": "redacted_thinking", "data": "redacted"}
+    later = running(*running().messages, ModelMessage.assistant("well"))
+    assert json.dumps(body(later)).count("proof") == 1, "earlier turns are written anew, so their proofs are void"
+    refused = RefusedThinking()
+    assert refused.note(running())
+    assert not refused.note(running()), "what was refused once cannot be the reason again"
+    bare = json.loads(to_wire(running(), HAIKU, ToolsCache(), refused=refused))
+    assert "thinking" not in json.dumps(bare)
+
+
+@pytest.mark.spec("control 8.2.34")
+@pytest.mark.parametrize(
+    ("model", "effort", "sent"),
+    [
+        ("claude-opus-4.6", "auto", "max"),
+        ("claude-sonnet-4-6", "auto", "high"),
+        ("claude-opus-4-8", "low", "low"),
+        ("claude-haiku-5-5", "medium", "medium"),
+        ("claude-sonnet-4", "auto", None),  # a family's bare name stays as quick as it was
+        ("claude-sonnet-4", "max", "max"),
+        ("claude-opus-4-20250514", "max", None),
+        ("claude-haiku-4.5", "high", None),
+        ("some-proxy-model", "high", None),
+    ],
+)
+def test_effort_is_told_to_models_that_know_it(model: str, effort: str, sent: str | None) -> None:
+    asked = replace(target(f"anthropic/{model}"), effort=ThinkingEffort(effort))
+    wire = json.loads(to_wire(replace(ask(), max_output_tokens=300), asked, ToolsCache()))
+    if sent is None:
+        assert not {"thinking", "output_config"} & wire.keys()
+        assert wire["max_tokens"] == 300
+    else:
+        assert (wire["thinking"], wire["output_config"]) == ({"type": "adaptive"}, {"effort": sent})
+        assert wire["max_tokens"] > 300 + 10_000, "thinking counts towards the limit and must leave room to answer"
+
+
 def test_retention_decides_on_marks() -> None:
     assert "cache_control" not in json.dumps(body(long_talk(), "none"))
     assert body(long_talk(), "long")["system"][0]["cache_control"] == {"type": "ephemeral", "ttl": "1h"}
@@ -140,7 +197,8 @@ def test_a_conversation_begins_with_the_user_and_ends_without_space() -> None:
 @pytest.mark.parametrize(
     ("written", "sent"),
     [
-        ("claude-sonnet-4", "claude-sonnet-4-20250514"),
+        ("claude-sonnet-4", "claude-sonnet-4-6"),
+        ("claude-opus-4", "claude-opus-4-8"),
         ("claude-haiku-4.5", "claude-haiku-4-5"),
         ("claude-sonnet-4-20250514", "claude-sonnet-4-20250514"),
         ("MiniMax-M2.5", "MiniMax-M2.5"),
@@ -199,23 +257,33 @@ def test_whatever_is_said_arrives(text: str, arguments: dict[str, Any]) -> None:
     assert reply.message.tool_calls[0].arguments == arguments
 
 
+def test_tokens_of_thinking_are_told_apart() -> None:
+    stream = b"".join(render(Answer(text="hi", output_tokens=9)))
+    told = stream.replace(b'"output_tokens": 9', b'"output_tokens": 9, "output_tokens_details": {"thinking_tokens": 4}')
+    assert read(told)[0].usage.reasoning_tokens == 4
+    assert read(stream)[0].usage.reasoning_tokens == 0
+
+
 def test_line_ends_and_comments_of_all_kinds_are_read() -> None:
     stream = b": keep-alive\r\n\r\n" + b"".join(render(Answer(text="hi"))).replace(b"\n", b"\r\n")
     assert read(stream, 3)[0].message.text == "hi"
 
 
+@pytest.mark.spec("C-39")
 def test_nothing_to_say_is_an_answer() -> None:
     """Process spec P51: an empty turn is valid and not tried again."""
     reply, deltas = read(b"".join(render(Answer())))
     assert (reply.parts, deltas, reply.finish_reason) == ((), [], FinishReason.STOP)
 
 
+@pytest.mark.spec("C-49")
 @pytest.mark.parametrize("size", [1, 1000])
 def test_a_stream_without_its_last_event_is_no_answer(size: int) -> None:
     with pytest.raises(StreamCutError):
         read(b"".join(render(RICH)[:-1]), size)
 
 
+@pytest.mark.spec("C-50")
 def test_an_error_in_the_stream_is_told_with_its_status() -> None:
     with pytest.raises(StreamFaultError) as caught:
         read(b"".join(render(RICH)[:5]) + ERROR_EVENT)
@@ -230,6 +298,7 @@ def test_junk_in_the_stream_is_no_answer(junk: bytes) -> None:
         read(junk)
 
 
+@pytest.mark.spec("C-47")
 @pytest.mark.parametrize(
     ("raw", "arguments"),
     [

@@ -79,7 +79,7 @@ def assert_sendable(messages: Sequence[ModelMessage]) -> None:
             assert all(isinstance(part, ToolResult) for part in heads)  # results stand before words
 
 
-@pytest.mark.spec("P15", "P51")
+@pytest.mark.spec("P15", "P51", "C-51")
 @given(messages=MESSAGES)
 def test_repair_makes_any_list_sendable(messages: list[ModelMessage]) -> None:
     assert_sendable(repair(messages))

@@ -22,7 +22,8 @@ from spacebot.config.model import AgentSettings, ApiType, LlmConfig
 from spacebot.config.routing import RoutingConfig
 from spacebot.llm.dialect import Target
 from spacebot.llm.history import estimate_tokens
-from spacebot.llm.manager import ModelManager, UsageRecord, open_models
+from spacebot.llm.libraries import Libraries
+from spacebot.llm.manager import ModelManager, UsageRecord
 from spacebot.llm.messages import (
     FinishReason,
     Image,
@@ -38,6 +39,7 @@ from spacebot.llm.messages import (
     TextDelta,
     Usage,
 )
+from spacebot.llm.opening import open_models
 from tests.llm.given import ask, providers
 
 
@@ -102,9 +104,10 @@ async def open_manager(
     config = llm or providers("openai")
     async with trio.open_nursery() as nursery:
         dialects = dict.fromkeys(ApiType, dialect)
-        yield ModelManager(dialects, nursery, lambda: config, record_usage=record, jitter=lambda: 0.0)
+        yield ModelManager(Libraries(dialects, nursery), lambda: config, record_usage=record, jitter=lambda: 0.0)
 
 
+@pytest.mark.spec("C-37")
 async def test_a_passing_fault_is_tried_again_after_growing_pauses(autojump_clock: MockClock) -> None:
     dialect = ToldDialect({"openai/a": [down(), down()]})
     async with open_manager(dialect) as manager:
@@ -122,6 +125,7 @@ async def test_after_three_attempts_the_next_model_is_asked(autojump_clock: Mock
     assert dialect.models == ["a", "a", "a", "b"]
 
 
+@pytest.mark.spec("C-36")
 @pytest.mark.parametrize("error", [rejected()])
 async def test_a_refused_request_goes_to_nobody_else(error: ModelError, autojump_clock: MockClock) -> None:
     """Control spec pitfall 36: no fallback on 400 and wrong credentials."""
@@ -139,6 +143,7 @@ async def test_an_unknown_model_is_not_asked_twice(autojump_clock: MockClock) ->
     assert dialect.models == ["a", "b"]
 
 
+@pytest.mark.spec("C-54")
 async def test_an_unknown_model_without_fallbacks_gives_way_to_the_providers_defaults(
     autojump_clock: MockClock,
 ) -> None:
@@ -149,6 +154,7 @@ async def test_an_unknown_model_without_fallbacks_gives_way_to_the_providers_def
     assert dialect.models == ["a", "gpt-4.1"]
 
 
+@pytest.mark.spec("C-66", "CA-4")
 async def test_a_busy_model_is_left_at_once_and_rests_for_all_agents(autojump_clock: MockClock) -> None:
     """Control spec pitfall 66: the cooldown begins with the first 429."""
     dialect = ToldDialect({"openai/a": [busy()]})
@@ -196,6 +202,7 @@ async def test_when_all_are_busy_the_shortest_wait_is_told(autojump_clock: MockC
     assert caught.value.retry_after_s == 40
 
 
+@pytest.mark.spec("C-56")
 async def test_a_refusal_for_size_teaches_a_ceiling_that_only_falls(autojump_clock: MockClock) -> None:
     too_long = ContextOverflowError("too long", model="m")
     dialect = ToldDialect({"openai/a": [too_long, too_long]})

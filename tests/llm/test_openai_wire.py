@@ -1,6 +1,7 @@
 """The chat completions dialect without a network: golden bodies, and streams cut at every byte."""
 
 import json
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spacebot.config.routing import ThinkingEffort
 from spacebot.llm.dialect import StreamCutError, StreamFaultError, ToolsCache
 from spacebot.llm.messages import (
     ArgumentsDelta,
@@ -25,7 +27,7 @@ from spacebot.llm.messages import (
     Usage,
 )
 from spacebot.llm.openai_chat import StreamReader, to_wire
-from tests.llm.given import ask, long_talk, target
+from tests.llm.given import REPLY, ask, long_talk, target
 from tests.stand_ins.openai import ERROR_EVENT, render
 from tests.stand_ins.serving import Answer, Use
 
@@ -120,9 +122,48 @@ def test_peculiarities_come_from_the_table() -> None:
     assert claude["messages"][0]["content"][0]["cache_control"] == {"type": "ephemeral"}
     kimi = body(long_talk(), "moonshot/kimi-k2.5")
     assert kimi["messages"][2]["reasoning_content"] == "hm"
+    assert body(long_talk(), "deepseek/deepseek-chat")["messages"][2]["reasoning_content"] == "hm"
     assert "reasoning_content" not in body(long_talk())["messages"][2]
 
 
+def test_marks_for_anthropics_cache_are_passed_through_for_its_models_only() -> None:
+    def marked(model: str, retention: str = "short") -> list[int]:
+        wire = json.loads(to_wire(long_talk(), target(model), ToolsCache(), retention=retention))
+        return [i for i, message in enumerate(wire["messages"]) if "cache_control" in json.dumps(message)]
+
+    assert marked("openrouter/anthropic/claude-sonnet-4") == [0, 5]
+    assert marked("openrouter/anthropic/claude-sonnet-4", "none") == []
+    assert marked("openrouter/openai/gpt-4.1") == []
+    assert marked("openai/anthropic/claude-sonnet-4") == []
+
+
+@pytest.mark.spec("control 8.2.34")
+@pytest.mark.parametrize(
+    ("model", "effort", "sent"),
+    [
+        ("openai/o3", "low", "low"),
+        ("openai/gpt-5-mini", "max", "high"),
+        ("openrouter/openai/o4-mini", "medium", "medium"),
+        ("openai/o3", "auto", None),
+        ("openai/gpt-4.1", "high", None),
+        ("openai/gpt-5-chat-latest", "high", None),
+        ("groq/llama-3.3-70b-versatile", "high", None),
+        ("openrouter/openai/gpt-5.4", "high", None),  # refused beside tools
+    ],
+)
+def test_effort_is_told_to_models_that_know_it(model: str, effort: str, sent: str | None) -> None:
+    asked = replace(target(model), effort=ThinkingEffort(effort))
+    wire = json.loads(to_wire(ask("hello", REPLY), asked, ToolsCache()))
+    assert wire.get("reasoning_effort") == sent
+
+
+def test_a_limit_leaves_room_for_thinking() -> None:
+    request = replace(ask(), max_output_tokens=300)
+    assert body(request, "openai/o3")["max_completion_tokens"] > 300 + 10_000
+    assert body(request, "openai/gpt-4.1")["max_completion_tokens"] == 300
+
+
+@pytest.mark.spec("C-44")
 def test_thinking_models_get_a_filler_where_there_was_no_thought() -> None:
     talk = (ModelMessage.user("go"), ModelMessage(Role.ASSISTANT, (ToolCall("1", "shell", {}),)))
     request = ModelRequest(process=ProcessKind.WORKER, system=(), messages=talk)
@@ -167,6 +208,7 @@ def test_whatever_is_said_arrives(text: str, contents: list[str]) -> None:
     assert [call.arguments for call in reply.message.tool_calls] == [{"content": content} for content in contents]
 
 
+@pytest.mark.spec("C-48")
 def test_whitespace_between_words_is_kept() -> None:
     reply, _ = read(stream_of({"content": "a"}, {"content": " "}, {"content": "\n"}, {"content": "b"}))
     assert reply.message.text == "a \nb"
@@ -201,6 +243,7 @@ def test_calls_without_index_in_one_event_are_told_apart() -> None:
     assert [(call.id, call.arguments) for call in read(stream)[0].message.tool_calls] == [("x", {"n": 1}), ("y", {})]
 
 
+@pytest.mark.spec("C-42")
 def test_variants_of_content_are_read() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "thinking", "text": "no"}]
     stream = stream_of({"content": parts}, {"refusal": "b"}, {"content": None}, {"reasoning": "r"})
@@ -208,6 +251,7 @@ def test_variants_of_content_are_read() -> None:
     assert reply.parts == (Reasoning("r"), Text("ab"))
 
 
+@pytest.mark.spec("C-42")
 def test_the_old_form_of_a_call_is_read() -> None:
     stream = stream_of({"function_call": {"name": "reply", "arguments": '{"content": "x"}'}}, finish="function_call")
     reply, _ = read(stream)
@@ -230,6 +274,7 @@ def test_a_whole_answer_counts_as_a_stream_of_one_event() -> None:
     assert reader.reply("m").message.text == "hi"
 
 
+@pytest.mark.spec("C-40")
 def test_nothing_to_say_is_an_answer() -> None:
     """Process spec P51: an empty turn is valid and not tried again."""
     reply, deltas = read(b"".join(render(Answer())))
@@ -276,6 +321,7 @@ def test_junk_in_the_stream_is_no_answer(junk: bytes) -> None:
         read(junk)
 
 
+@pytest.mark.spec("C-57")
 @pytest.mark.parametrize(
     ("usage", "counted"),
     [

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import httpx2
 import pytest
@@ -23,11 +24,11 @@ from spacebot.base.errors import (
     ModelUnavailableError,
 )
 from spacebot.config.model import AgentSettings, ApiType, LlmConfig
-from spacebot.config.provider_table import provider_table
 from spacebot.config.routing import RoutingConfig
 from spacebot.llm.anthropic import AnthropicDialect
 from spacebot.llm.dialect import Dialect
-from spacebot.llm.manager import ModelManager, open_models
+from spacebot.llm.libraries import Libraries
+from spacebot.llm.manager import ModelManager
 from spacebot.llm.messages import (
     Image,
     ModelMessage,
@@ -41,11 +42,13 @@ from spacebot.llm.messages import (
     TextDelta,
 )
 from spacebot.llm.openai_chat import OpenAiChatDialect
+from spacebot.llm.openai_responses import OpenAiResponsesDialect
+from spacebot.llm.opening import open_models
 from spacebot.llm.routing import resolve
 from spacebot.llm.transport import Transport, open_transport
 from tests.llm.given import KEY, REPLY, ask, custom, providers
 from tests.stand_ins.anthropic import render, serve_anthropic
-from tests.stand_ins.openai import serve_openai
+from tests.stand_ins.openai import serve_openai, serve_responses
 from tests.stand_ins.serving import Answer, Fault, ModelStandIn, Refusal, Reply, Use
 
 
@@ -61,8 +64,19 @@ class Wire:
         return self.name
 
 
-WIRES = [Wire("anthropic", serve_anthropic, AnthropicDialect), Wire("openai", serve_openai, OpenAiChatDialect)]
+WIRES = [
+    Wire("anthropic", serve_anthropic, AnthropicDialect),
+    Wire("openai", serve_openai, OpenAiChatDialect),
+    Wire("responses", serve_responses, OpenAiResponsesDialect),
+]
 every_wire = pytest.mark.parametrize("wire", WIRES, ids=str)
+
+
+def configured(wire: Wire, url: str) -> LlmConfig:
+    """A configuration with one provider, called like the wire."""
+    if wire.name == "responses":
+        return custom(wire.name, ApiType.OPENAI_RESPONSES, url)
+    return providers(wire.name, url=url)
 
 
 async def ask_once(
@@ -70,7 +84,7 @@ async def ask_once(
 ) -> ModelReply:
     """One bare call, without retries."""
     async with wire.serve([reply]) as stand_in, open_transport() as transport:
-        target = resolve(f"{wire.name}/some-model", providers(wire.name, url=stand_in.url))
+        target = resolve(f"{wire.name}/some-model", configured(wire, stand_in.url))
         with trio.fail_after(20):
             return await wire.dialect(transport).complete(ask(), target, on_delta)
 
@@ -78,14 +92,14 @@ async def ask_once(
 @asynccontextmanager
 async def open_manager(wire: Wire, stand_in: ModelStandIn) -> AsyncIterator[ModelManager]:
     """A manager that does not pause between attempts."""
-    llm = providers(wire.name, url=stand_in.url)
-    kind = provider_table()[wire.name].api_type
+    llm = configured(wire, stand_in.url)
+    kind = llm.provider[wire.name].api_type
 
     async def no_pause(seconds: float) -> None:
         await trio.lowlevel.checkpoint()
 
     async with open_transport() as transport, trio.open_nursery() as nursery:
-        yield ModelManager({kind: wire.dialect(transport)}, nursery, lambda: llm, sleep=no_pause)
+        yield ModelManager(Libraries({kind: wire.dialect(transport)}, nursery), lambda: llm, sleep=no_pause)
 
 
 def routed(wire: Wire) -> AgentSettings:
@@ -101,6 +115,16 @@ async def test_words_and_calls_arrive_with_their_usage(wire: Wire) -> None:
     assert reply.message.tool_calls[0].arguments == {"content": "x"}
     assert (reply.usage.input_tokens, reply.usage.cache_read_tokens, reply.usage.output_tokens) == (8, 2, 5)
     assert deltas[:2] == [TextDelta("hi the"), TextDelta("re")]
+
+
+def content_of(body: Any) -> Any:
+    """The parts of the first message of a request."""
+    return (body.get("messages") or body["input"])[0]["content"]
+
+
+def picture_of(part: Any) -> Any:
+    """The address of a picture, which the two dialects of OpenAI's nest differently."""
+    return part["image_url"]["url"] if part["type"] == "image_url" else part["image_url"]
 
 
 class _Steps(trio.abc.Instrument):
@@ -143,7 +167,7 @@ async def test_large_pictures_arrive_whole_and_hold_nobody_up(wire: Wire) -> Non
         tools=(REPLY,),
     )
     async with wire.serve([Answer(text="hi")] * 2) as stand_in, open_transport() as transport:
-        target = resolve(f"{wire.name}/some-model", providers(wire.name, url=stand_in.url))
+        target = resolve(f"{wire.name}/some-model", configured(wire, stand_in.url))
         dialect = wire.dialect(transport)
         dialect.load()
         await dialect.complete(ask(), target, lambda delta: None)  # opens the connection
@@ -157,14 +181,14 @@ async def test_large_pictures_arrive_whole_and_hold_nobody_up(wire: Wire) -> Non
     sent = stand_in.requests[1]
     assert int(sent.headers["content-length"]) == len(sent.body)
     assert "transfer-encoding" not in sent.headers
-    (_, one, two, last) = sent.json()["messages"][0]["content"]
+    (_, one, two, last) = content_of(sent.json())
     assert last["text"] == 'a "quoted" word'
     if wire.name == "anthropic":
         assert [part["source"] for part in (one, two)] == [
             {"type": "base64", "media_type": "image/png", "data": text} for text in data
         ]
     else:
-        assert [part["image_url"]["url"] for part in (one, two)] == [f"data:image/png;base64,{text}" for text in data]
+        assert [picture_of(part) for part in (one, two)] == [f"data:image/png;base64,{text}" for text in data]
 
 
 @every_wire
@@ -173,17 +197,17 @@ async def test_a_picture_that_is_no_base64_cannot_break_the_body(wire: Wire) -> 
     message = ModelMessage(Role.USER, (Text("look"), Image('image/"png', odd), Image("image/png", "")))
     request = ModelRequest(process=ProcessKind.CHANNEL, system=(), messages=(message,), tools=())
     async with wire.serve([Answer(text="hi")]) as stand_in, open_transport() as transport:
-        target = resolve(f"{wire.name}/some-model", providers(wire.name, url=stand_in.url))
+        target = resolve(f"{wire.name}/some-model", configured(wire, stand_in.url))
         await wire.dialect(transport).complete(request, target, lambda delta: None)
     (body,) = stand_in.bodies
-    content = body["messages"][0]["content"]
+    content = content_of(body)
     shown = odd.replace("\ud800", "?")
     if wire.name == "anthropic":
         assert content[1]["source"] == {"type": "base64", "media_type": 'image/"png', "data": shown}
         assert content[2]["source"]["data"] == ""
     else:
-        assert content[1]["image_url"] == {"url": f'data:image/"png;base64,{shown}'}
-        assert content[2]["image_url"] == {"url": "data:image/png;base64,"}
+        assert picture_of(content[1]) == f'data:image/"png;base64,{shown}'
+        assert picture_of(content[2]) == "data:image/png;base64,"
 
 
 async def test_anthropic_gets_its_own_headers() -> None:
@@ -243,16 +267,17 @@ async def test_the_owners_organization_is_told_to_openai_only(monkeypatch: pytes
 @every_wire
 async def test_headers_of_the_environment_do_not_reach_other_hosts(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may hold a gateway's credentials; the SDKs send them to every host."""
-    variable = f"{wire.name.upper()}_CUSTOM_HEADERS"
+    variable = "ANTHROPIC_CUSTOM_HEADERS" if wire.name == "anthropic" else "OPENAI_CUSTOM_HEADERS"
     monkeypatch.setenv(variable, "X-Gateway: secret\nauthorization: Bearer secret\nx-api-key: secret")
     async with wire.serve([Answer(text="hi")]) as stand_in, open_transport() as transport:
-        target = resolve(f"{wire.name}/some-model", providers(wire.name, url=stand_in.url))
+        target = resolve(f"{wire.name}/some-model", configured(wire, stand_in.url))
         await wire.dialect(transport).complete(ask(), target, lambda delta: None)
     (request,) = stand_in.requests
     assert "secret" not in str(request.headers)
     assert request.headers["authorization"] == f"Bearer {KEY.get_secret_value()}"
 
 
+@pytest.mark.spec("C-37")
 @every_wire
 @pytest.mark.parametrize(
     ("reply", "kind"),
@@ -286,6 +311,7 @@ async def test_a_key_that_no_header_can_hold_is_told_as_such() -> None:
             await OpenAiChatDialect(transport).complete(ask(), replace(target, api_key="schlüssel"), lambda delta: None)
 
 
+@pytest.mark.spec("C-55")
 @every_wire
 async def test_a_silent_provider_is_given_up(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stall inside an open stream is raised by httpx2 itself, one before it by the SDK: both are ours."""
@@ -295,12 +321,13 @@ async def test_a_silent_provider_is_given_up(wire: Wire, monkeypatch: pytest.Mon
             await ask_once(wire, fault)
 
 
+@pytest.mark.spec("C-37")
 @every_wire
 async def test_nobody_listening_is_told_as_such(wire: Wire) -> None:
     async with wire.serve([]) as stand_in:
         url = stand_in.url
     async with open_transport() as transport:
-        target = resolve(f"{wire.name}/m", providers(wire.name, url=url))
+        target = resolve(f"{wire.name}/m", configured(wire, url))
         with pytest.raises(ModelUnavailableError, match="cannot be reached"):
             await wire.dialect(transport).complete(ask(), target, lambda delta: None)
 

@@ -3,16 +3,17 @@
 import pytest
 
 from spacebot.base.errors import ModelRejectedError
-from spacebot.config.model import ApiType, LlmConfig, ProviderConfig
+from spacebot.config.model import AgentSettings, ApiType, LlmConfig, ProviderConfig
 from spacebot.config.provider_table import provider_table
 from spacebot.config.routing import RoutingConfig
+from spacebot.llm.choice import choose_models
 from spacebot.llm.messages import ProcessKind
-from spacebot.llm.routing import choose_models, resolve
+from spacebot.llm.routing import resolve
 from tests.llm.given import custom, providers
 
 
 def names(process: ProcessKind, routing: RoutingConfig, llm: LlmConfig, task_type: str | None = None) -> list[str]:
-    return [target.model for target in choose_models(process, task_type, routing, llm)]
+    return [target.model for target in choose_models(process, task_type, AgentSettings(routing=routing), llm)]
 
 
 def test_every_provider_of_the_table_can_be_asked() -> None:
@@ -95,6 +96,7 @@ def test_a_provider_without_its_key_is_not_configured() -> None:
         resolve("openai/gpt-4.1", llm)
 
 
+@pytest.mark.spec("C-4")
 def test_open_roles_take_the_defaults_of_the_best_provider() -> None:
     llm = providers("groq", "openai")
     assert names(ProcessKind.CHANNEL, RoutingConfig(), llm) == ["openai/gpt-4.1", "openai/gpt-4.1-mini"]
@@ -119,6 +121,7 @@ def test_task_overrides_count_for_workers_and_branches_only() -> None:
     assert names(ProcessKind.WORKER, routing, llm, "poetry") == ["openai/b"]
 
 
+@pytest.mark.spec("CA-4")
 def test_fallbacks_keep_their_order_and_stop_at_three() -> None:
     llm = providers("openai")
     chain = ("openai/b", "anthropic/no-key", "openai/a", "openai/c", "openai/d", "openai/e")

@@ -10,8 +10,9 @@ from spacebot.base.errors import ModelBusyError, ModelRejectedError, ModelUnavai
 from spacebot.config.model import AgentConfig, ApiType
 from spacebot.config.routing import RoutingConfig
 from spacebot.llm import transcription
-from spacebot.llm.manager import ModelManager, UsageRecord, open_models
+from spacebot.llm.manager import ModelManager, UsageRecord
 from spacebot.llm.messages import Usage
+from spacebot.llm.opening import open_models
 from spacebot.llm.transcription import audio_format
 from tests.llm.given import KEY, custom
 from tests.stand_ins.openai import serve_openai

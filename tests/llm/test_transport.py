@@ -27,6 +27,7 @@ TARGET = target("openai/gpt-4.1")
 TOO_LONG = "This model's maximum context length is 128000 tokens. However, your messages resulted in 130000 tokens."
 
 
+@pytest.mark.spec("C-36", "C-38")
 @pytest.mark.parametrize(
     ("status", "message", "kind", "may_retry", "may_fall_back"),
     [
@@ -84,6 +85,7 @@ def test_a_used_up_quota_is_not_waited_for() -> None:
     assert error.retry_after_s == 3600
 
 
+@pytest.mark.spec("C-43")
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -92,6 +94,16 @@ def test_a_used_up_quota_is_not_waited_for() -> None:
         ([{"error": {"message": "why"}}], "why"),
         ({"message": "why"}, "why"),
         ({"error": {"message": "outer", "metadata": {"raw": "inner"}}}, "outer: inner"),
+        (
+            {
+                "error": {
+                    "message": "Provider returned error",
+                    "metadata": {"provider_name": "Azure", "raw": '{"error":{"message":"out of capacity"}}'},
+                }
+            },
+            "Provider returned error: Azure says: out of capacity",
+        ),
+        ("[" * 100_000, "[" * 299 + "…"),
         ("plain\nwords", "plain words"),
         ("<html>gateway</html>", ""),
         (None, ""),
@@ -190,3 +202,10 @@ async def test_a_large_body_is_handed_over_in_pieces() -> None:
     assert b"".join(pieces) == body
     assert max(map(len, pieces)) <= PIECE
     assert request.headers["content-length"] == str(len(body))
+
+
+@pytest.mark.spec("control 8.2.43")
+def test_what_a_proxy_hides_decides_on_the_kind_of_error() -> None:
+    raw = '{"error":{"code":"context_length_exceeded","message":"too many words"}}'
+    error = status_error(400, {"error": {"message": "Provider returned error", "metadata": {"raw": raw}}}, TARGET)
+    assert isinstance(error, ContextOverflowError)

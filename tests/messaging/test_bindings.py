@@ -158,7 +158,7 @@ def test_a_room_belongs_to_the_first_binding_that_holds_it(
     assert decide(message, config(platform), *bindings) == (REFUSE if expected is None else ANSWER, expected)
 
 
-@pytest.mark.spec("messaging 9: require_mention", "messaging 19: 3", "D-3")
+@pytest.mark.spec("messaging 9: require_mention", "messaging 19: 3", "D-3", "C-7")
 @pytest.mark.parametrize("platform", ["discord", "slack", "telegram", "twitch"])
 def test_a_binding_that_wants_a_mention_keeps_the_message_whoever_else_would_answer(platform: str) -> None:
     messaging = config(platform, **({"dm_allowed_users": ["*"]} if platform != "twitch" else {}))

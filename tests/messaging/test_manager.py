@@ -201,6 +201,7 @@ async def test_a_swap_that_fails_says_why_and_freezes_nobody(autojump_clock: Moc
         assert running_.state("telegram").state is Connection.CONNECTED
 
 
+@pytest.mark.spec("C-12")
 async def test_a_changed_account_is_swapped_and_others_are_left_alone(autojump_clock: MockClock) -> None:
     async with running(both()) as running_:
         await running_.reconcile(both("2:b"))
@@ -213,7 +214,7 @@ async def test_a_changed_account_is_swapped_and_others_are_left_alone(autojump_c
         assert mine.starts == 2
 
 
-@pytest.mark.spec("D-8")
+@pytest.mark.spec("D-8", "C-12")
 async def test_a_removed_or_disabled_account_stops_and_is_not_revived(autojump_clock: MockClock) -> None:
     async with running(both(), lambda key: [OSError("x")] if key == "telegram" else []) as running_:
         await running_.reconcile(MessagingConfig(telegram=(telegram(enabled=False),)))

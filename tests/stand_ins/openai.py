@@ -1,4 +1,4 @@
-"""A stand-in for providers that speak chat completions.
+"""A stand-in for providers that speak chat completions, or the Responses API.
 
 Separate process for benchmarks: `python -m tests.stand_ins.openai --port 0 --latency 1.0` prints its port.
 """
@@ -30,6 +30,63 @@ async def serve_openai(
         respond, render, ERROR_EVENT, latency_s=latency_s, one_write=one_write, port=port, keep=keep, whole=render_whole
     ) as stand_in:
         yield stand_in
+
+
+RESPONSES_ERROR = b'data: {"type":"error","code":"server_error","message":"The server had an error","param":null}\n\n'
+
+
+@asynccontextmanager
+async def serve_responses(respond: Respond | Sequence[Reply]) -> AsyncIterator[ModelStandIn]:
+    """Serve the Responses API at any path."""
+    async with serve_model(respond, render_responses, RESPONSES_ERROR) as stand_in:
+        yield stand_in
+
+
+def render_responses(answer: Answer) -> list[bytes]:
+    """An answer as events of the Responses API; the last three end it."""
+    items: list[tuple[dict[str, Any], str, list[str]]] = []
+    if answer.reasoning:
+        summary = [{"type": "summary_text", "text": answer.reasoning}]
+        sealed = {"type": "reasoning", "id": "rs_1", "summary": summary, "encrypted_content": "sealed=="}
+        items.append((sealed, "reasoning_summary_text", pieces(answer.reasoning)))
+    if answer.text or not answer.uses:
+        content = [{"type": "output_text", "text": answer.text, "annotations": []}]
+        items.append(
+            (
+                {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": content},
+                "output_text",
+                pieces(answer.text),
+            )
+        )
+    for number, use in enumerate(answer.uses):
+        raw = use.arguments if isinstance(use.arguments, str) else json.dumps(use.arguments, ensure_ascii=False)
+        call = {"type": "function_call", "id": f"fc_{number}", "name": use.name, "arguments": raw}
+        call["call_id"] = f"call_{number}" if use.id is None else use.id
+        items.append((call, "function_call_arguments", pieces(raw)))
+    events = [_typed("response.created", response={"id": "resp_1", "status": "in_progress", "output": []})]
+    for index, (item, kind, deltas) in enumerate(items):
+        begun = item | ({"arguments": ""} if "arguments" in item else {"content": []} if "content" in item else {})
+        events.append(_typed("response.output_item.added", output_index=index, item=begun))
+        for piece in deltas:
+            place = {"output_index": index, "item_id": item["id"], "content_index": 0}
+            events.append(_typed(f"response.{kind}.delta", delta=piece, **place))
+        events.append(_typed("response.output_item.done", output_index=index, item=item))
+    usage = {
+        "input_tokens": answer.input_tokens + answer.cached_tokens,
+        "input_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "output_tokens": answer.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+    }
+    end = {"id": "resp_1", "status": "completed", "output": [item for item, _, _ in items], "usage": usage}
+    if answer.finish:
+        end |= {"status": "incomplete", "incomplete_details": {"reason": answer.finish}}
+    events.append(_typed(f"response.{end['status']}", response=end))
+    return events
+
+
+def _typed(kind: str, **facts: Any) -> bytes:
+    data = json.dumps({"type": kind, **facts}, ensure_ascii=False).encode()
+    return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
 
 
 def render_whole(answer: Answer) -> bytes:

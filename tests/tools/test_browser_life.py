@@ -123,6 +123,7 @@ async def test_workers_have_browsers_of_their_own(tmp_path: Path) -> None:
     assert not left_of(tmp_path)
 
 
+@pytest.mark.spec("C-28")
 @needs_chromium()
 async def test_a_kept_session_keeps_its_logins(tmp_path: Path) -> None:
     """One browser for all workers, whose profile outlasts it; a stale lock does not hinder the next."""
@@ -180,6 +181,7 @@ async def test_it_runs_in_the_sandbox(tmp_path: Path) -> None:
     assert not left_of(tmp_path)
 
 
+@pytest.mark.spec("C-28")
 async def test_what_a_killed_program_left_behind_goes_at_the_next_start(tmp_path: Path) -> None:
     profile = tmp_path / "data" / "browsers" / "left"
     profile.mkdir(parents=True)

@@ -20,6 +20,7 @@ from tests.stand_ins.web_site import needs_chromium, open_browsing, ref_of
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.spec("C-68")
 @needs_chromium()
 async def test_private_places_are_refused_by_every_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Typed in, by a redirect, a click, a frame, a script, a socket; under each name of this machine."""

@@ -137,6 +137,7 @@ async def test_a_name_that_is_a_pipe_holds_nobody(desk: Desk) -> None:
             await desk(operation, "pipe", content="x", old_string="a", new_string="b")
 
 
+@pytest.mark.spec("C-85")
 async def test_with_containment_off_every_path_is_reached_and_links_are_followed(tmp_path: Path) -> None:
     """The owner's switch holds for all tools alike."""
     desk = Desk(tmp_path, mode="disabled")

@@ -187,6 +187,7 @@ async def test_a_python_server_over_pipes() -> None:
         assert failed.is_error
 
 
+@pytest.mark.spec("C-11")
 @pytest.mark.filterwarnings(UNREAD)  # the SDK leaves a stream of events where its answer came
 async def test_the_everything_server_over_http_keeps_a_session_and_its_end_is_noticed() -> None:
     with socket.socket() as free:
@@ -233,6 +234,7 @@ async def serving_python(seen: list[dict[str, str]] | None = None) -> AsyncItera
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.spec("C-11")
 async def test_a_python_server_over_http_gets_the_headers_and_cancellation() -> None:
     mcp_python.MADE.clear()
     seen: list[dict[str, str]] = []
@@ -280,6 +282,7 @@ async def test_an_answer_that_is_none_ends_the_connection_with_a_reason(
                 pytest.fail("there is nothing to talk with")
 
 
+@pytest.mark.spec("C-68")
 @pytest.mark.parametrize(
     ("url", "error", "why"),
     [

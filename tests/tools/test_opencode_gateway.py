@@ -10,15 +10,15 @@ import httpx2
 import pytest
 import trio
 
-from spacebot.base.errors import ModelRejectedError
+from spacebot.base.errors import BudgetExceededError, ModelRejectedError
 from spacebot.base.ids import NodeId
 from spacebot.base.tree import Node, NodeKind
-from spacebot.config.model import ApiType, LlmConfig, ProviderConfig
+from spacebot.config.model import AgentSettings, ApiType, LlmConfig, ProviderConfig
 from spacebot.config.routing import RoutingConfig
+from spacebot.llm.choice import choose_models
 from spacebot.llm.dialect import Target
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind, Usage
-from spacebot.llm.routing import choose_models
 from spacebot.tools.opencode.gateway import MAX_BODY, Pass, open_gateway
 from tests.stand_ins.anthropic import serve_anthropic
 from tests.stand_ins.openai import serve_openai
@@ -47,7 +47,7 @@ def targets(*providers: ProviderConfig, model: str = "gpt-5") -> Sequence[Target
     names = [f"p{number}/{model}" for number in range(len(providers))]
     llm = LlmConfig(provider=dict(zip(("p0", "p1"), providers, strict=False)))
     routing = RoutingConfig(worker=names[0], fallbacks={names[0]: tuple(names[1:])})
-    return choose_models(ProcessKind.WORKER, "coding", routing, llm)
+    return choose_models(ProcessKind.WORKER, "coding", AgentSettings(routing=routing), llm)
 
 
 def provider(stand_in: ModelStandIn, kind: ApiType = ApiType.OPENAI_COMPLETIONS) -> ProviderConfig:
@@ -118,6 +118,22 @@ async def test_nobody_else_is_served(case: str, caplog: pytest.LogCaptureFixture
         assert KEY not in answer.text
         assert not stand_in.requests
         assert case == "another path" or "model gateway refused a request" in caplog.text
+
+
+async def test_a_used_up_budget_is_an_answer_that_is_not_asked_for_again() -> None:
+    def none_left() -> Sequence[Target]:
+        raise BudgetExceededError("today's budget is used up", model="", retry_after_s=900)
+
+    async with open_gateway(targets=none_left, note=lambda record: None) as gateway:
+        given = gateway.admit()
+        given.node = Node(
+            NodeKind.WORKER, NodeId("w1"), None, "x", started_at=datetime.now(UTC), agent_id="main", channel_id=None
+        )
+        async with httpx2.AsyncClient(trust_env=False, timeout=20) as http:
+            headers = {"authorization": f"Bearer {given.token}"}
+            answer = await http.post(f"{given.url}/chat/completions", json=QUESTION, headers=headers)
+    assert answer.status_code == 402
+    assert "today's budget is used up" in answer.text
 
 
 async def test_a_provider_that_is_down_is_replaced_by_the_next() -> None:

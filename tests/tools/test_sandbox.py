@@ -72,6 +72,7 @@ async def run_sh(containment: Containment, command: str) -> Report:
     return await run_command(invocation, timeout_s=30)
 
 
+@pytest.mark.spec("CA-12")
 @pytest.mark.parametrize("mode", ["enabled", "disabled", "contained"])
 async def test_the_environment_holds_nothing_that_was_not_meant_for_commands(mode: str, tmp_path: Path) -> None:
     register_secret(OWN_SECRET)
@@ -125,6 +126,7 @@ def test_a_bad_variable_is_refused_with_a_reason(name: str, value: str) -> None:
         check_environment({name: value})
 
 
+@pytest.mark.spec("C-81")
 async def test_a_contained_command_cannot_see_the_instance(tmp_path: Path) -> None:
     root = make_instance(tmp_path / "inst")
     containment = contain(root, backend=await working_backend())
@@ -141,6 +143,7 @@ async def test_a_contained_command_cannot_see_the_instance(tmp_path: Path) -> No
     assert (containment.workspace / "here").read_text() == "made\n"
 
 
+@pytest.mark.spec("C-81")
 async def test_nothing_is_refused_for_a_word_in_a_command(tmp_path: Path) -> None:
     """Names that look like the program's own belong to projects too; what is out of reach is out of reach."""
     root = make_instance(tmp_path / "inst")
@@ -200,12 +203,14 @@ async def test_temporary_files_last_from_one_command_to_the_next_and_stay_privat
     assert not (containment.temporary / "note").exists()
 
 
+@pytest.mark.spec("C-86")
 async def test_a_missing_proc_mount_degrades_to_none(tmp_path: Path) -> None:
     backend = dataclasses.replace(await working_backend(), has_proc=False)
     containment = contain(make_instance(tmp_path / "inst"), backend=backend)
     assert (await run_sh(containment, "ls /proc; echo works")).stdout == "works\n"
 
 
+@pytest.mark.spec("C-86")
 async def test_without_a_backend_commands_still_run_and_it_is_said(tmp_path: Path) -> None:
     containment = contain(make_instance(tmp_path / "inst"), backend=Backend(note="bubblewrap is not installed"))
     assert (await run_sh(containment, "pwd")).stdout.strip() == str(containment.workspace)
@@ -225,6 +230,7 @@ async def test_the_description_names_what_is_true(tmp_path: Path) -> None:
     assert "switched off" in off
 
 
+@pytest.mark.spec("C-13")
 async def test_the_mode_is_read_at_every_command(tmp_path: Path) -> None:
     backend = await working_backend()
     current = SandboxConfig()
@@ -289,6 +295,7 @@ def profile_of(containment: Containment) -> list[str]:
     return profile.splitlines()
 
 
+@pytest.mark.spec("C-87")
 def test_the_mac_profile_lets_names_and_certificates_be_found(tmp_path: Path) -> None:
     lines = profile_of(mac(make_instance(tmp_path / "inst")))
     for service in ("trustd", "dnssd.service", "SystemConfiguration.configd"):

@@ -277,6 +277,7 @@ async def test_a_repository_is_installed_whole_or_in_part(tmp_path: Path) -> Non
     assert sorted(skill.name for skill in scan_skills(tmp_path / "skills", "x")) == ["calendar", "p2", "pdf", "word"]
 
 
+@pytest.mark.spec("C-71")
 def test_the_lock_file_knows_what_was_changed(tmp_path: Path) -> None:
     source = put(tmp_path / "mine", "pdf", skill_text("pdf"), **{"a.txt": "1"})
     root = tmp_path / "skills"

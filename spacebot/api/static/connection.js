@@ -1,6 +1,7 @@
 // Talking to the server: requests with the token, and one event stream that reconnects and resumes by number.
 
 const SILENCE_MS = 40_000; // the server sends a sign of life every 15 s
+const REST_MS = 60_000; // out of sight
 const WAITS_MS = [400, 800, 1500, 3000, 6000, 10_000];
 
 export class Unauthorized extends Error {}
@@ -97,18 +98,36 @@ export async function* eventsOf(response, alive = () => {}) {
 export const post = (path, body) => send("POST", path, body);
 
 // Follows one session until `close`, or everything that happens with another `path`. `after()` gives the number to
-// resume after; `on(name, data)` gets each event; `state(name, waitSeconds)` hears connecting, online, offline.
-export function follow({ path = "webchat/events", params, after, on, state, unauthorized }) {
+// resume after; `on(name, data)` gets each event; `state(name)` hears connecting, online, offline. A stream that `greets`
+// is online with its `hello`, the others with their answer.
+// A browser holds six connections to a place, for all its windows together. So a page that was left (and is kept for the
+// way back) holds none, and one that `rests` holds none after a while out of sight.
+export function follow({ path = "webchat/events", params, after, greets = Boolean(after), rests = true, on, state, unauthorized }) {
   let isClosed = false;
+  let isAway = false;
   let failures = 0;
   let current = null;
   let wake = () => {};
+  let resting = null;
 
-  const hurry = () => {
-    if (document.visibilityState === "visible") wake();
+  const leave = () => {
+    isAway = true;
+    current?.abort();
   };
-  addEventListener("online", hurry);
-  document.addEventListener("visibilitychange", hurry);
+  const come = () => {
+    clearTimeout(resting);
+    if (isAway) failures = 0;
+    isAway = false;
+    wake();
+  };
+  const look = () => {
+    if (document.visibilityState === "visible") come();
+    else if (rests) resting = setTimeout(leave, REST_MS);
+  };
+  addEventListener("online", look);
+  addEventListener("pagehide", leave);
+  addEventListener("pageshow", come);
+  document.addEventListener("visibilitychange", look);
 
   (async () => {
     while (!isClosed) {
@@ -122,11 +141,12 @@ export function follow({ path = "webchat/events", params, after, on, state, unau
       if (isClosed) break;
       const wait = WAITS_MS[Math.min(failures, WAITS_MS.length - 1)] * (0.8 + Math.random() * 0.4);
       failures += 1;
-      state("offline");
+      state(isAway ? "connecting" : "offline");
       await new Promise((resolve) => {
-        const timer = setTimeout(resolve, wait);
+        const timer = isAway ? null : setTimeout(resolve, wait);
         wake = () => (clearTimeout(timer), resolve());
       });
+      while (isAway && !isClosed) await new Promise((resolve) => (wake = resolve));
     }
   })();
 
@@ -135,10 +155,10 @@ export function follow({ path = "webchat/events", params, after, on, state, unau
     const silence = () => setTimeout(() => current.abort(), SILENCE_MS);
     let timer = silence();
     try {
-      const query = new URLSearchParams(after ? { ...params, after: String(after()) } : params);
+      const query = new URLSearchParams(after && after() !== null ? { ...params, after: String(after()) } : params);
       const response = await request(`api/${path}?${query}`, { signal: current.signal });
-      if (!after) {
-        failures = 0; // a stream without a past sends no greeting: what was missed has to be fetched
+      if (!greets) {
+        failures = 0;
         state("online");
       }
       const alive = () => {
@@ -161,8 +181,11 @@ export function follow({ path = "webchat/events", params, after, on, state, unau
   return {
     close() {
       isClosed = true;
-      removeEventListener("online", hurry);
-      document.removeEventListener("visibilitychange", hurry);
+      clearTimeout(resting);
+      removeEventListener("online", look);
+      removeEventListener("pagehide", leave);
+      removeEventListener("pageshow", come);
+      document.removeEventListener("visibilitychange", look);
       current?.abort();
       wake();
     },

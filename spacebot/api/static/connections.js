@@ -2,26 +2,27 @@
 // The server is the truth: its status is asked for, and its event stream says when to ask again.
 
 import { el } from "./markdown.js?v=__VERSION__";
-import { Unauthorized, follow, get, post } from "./connection.js?v=__VERSION__";
-import { login, takeToken } from "./login.js?v=__VERSION__";
-import { ago, number, when } from "./memory_words.js?v=__VERSION__";
+import { get, post } from "./connection.js?v=__VERSION__";
+import { accountDialog, bindingDialog, canSetUp, nameOf, removeBinding } from "./connections_forms.js?v=__VERSION__";
+import { $, attempt, button, confirmed, failed, keyed, put, startPage, toast } from "./ui.js?v=__VERSION__";
+import { ago, number, plural, when } from "./words.js?v=__VERSION__";
 
-const $ = (id) => document.getElementById(id);
-const QUIET_MS = 400; // after an event: wait for more before asking
-const REFRESH_MS = 15_000; // what no event tells: attempts, waiting messages
 const EVENTS = "adapter_state,config_reloaded,inbound_message,outbound_message,delivered,undelivered";
-const NAMES = { discord: "Discord", slack: "Slack", telegram: "Telegram", twitch: "Twitch", webhook: "Webhook", webchat: "Web chat" };
 const TARGETS = { discord: "channel id or dm:user", slack: "channel id or dm:user", telegram: "chat id", twitch: "channel", webhook: "conversation" };
 const STATES = { starting: "connecting", connected: "connected", retrying: "trying again", stopped: "stopped", disabled: "switched off", broken: "cannot connect" };
-const nameOf = (platform) => NAMES[platform] ?? platform;
+const PEN = "M4 16l1-4 8.5-8.5 3 3L8 15z";
+const CROSS = "M5 5l10 10M15 5L5 15";
+const SVG = "http://www.w3.org/2000/svg";
 
 class Account {
   constructor(key) {
     this.key = key;
     this.title = el("h3");
     this.state = el("span", { class: "state" });
-    this.test = el("button", { type: "button", class: "pill test", onclick: () => this.try({}) }, "Test");
-    this.toggle = el("button", { type: "button", class: "pill toggle", onclick: () => this.switch() });
+    this.test = button("Test", () => this.try({}), { class: "test" });
+    this.toggle = button("", () => this.switch(), { class: "toggle" });
+    this.change = button("Credentials", () => accountDialog({ platform: this.account.platform, account: this.account, status: page.status, done: page.refresh }), { class: "change" });
+    this.remove = button("Disconnect", () => this.disconnect(), { class: "remove" });
     this.who = el("p", { class: "who" });
     this.detail = el("p", { class: "detail" });
     this.counts = el("dl");
@@ -30,7 +31,7 @@ class Account {
     this.text = el("input", { "aria-label": "Text", autocomplete: "off", required: true, value: "Hello, can you read me?", maxlength: 2000 });
     const form = el("form", { onsubmit: (event) => (event.preventDefault(), this.try({ target: this.target.value.trim(), text: this.text.value })) }, this.target, this.text, el("button", { class: "pill" }, "Send"));
     this.message = el("details", {}, el("summary", {}, "Send a test message"), form);
-    this.node = el("li", { class: "account" }, el("div", { class: "top" }, this.title, this.state, el("div", { class: "buttons" }, this.test, this.toggle)), this.who, this.detail, this.counts, this.result, this.message);
+    this.node = el("li", { class: "account" }, el("div", { class: "top" }, this.title, this.state, el("div", { class: "buttons" }, this.test, this.toggle, this.change, this.remove)), this.who, this.detail, this.counts, this.result, this.message);
   }
 
   show(account) {
@@ -56,70 +57,83 @@ class Account {
     this.test.hidden = !account.configured || !account.enabled;
     this.toggle.hidden = !account.configured || account.platform === "webchat";
     this.toggle.textContent = account.enabled ? "Switch off" : "Switch on";
+    this.change.hidden = !canSetUp(account.platform) || account.platform === "webhook";
+    this.remove.hidden = account.platform === "webchat";
     this.message.hidden = !isUp || account.platform === "webchat";
     this.target.placeholder = TARGETS[account.platform] ?? "where to";
   }
 
-  async try(what) {
-    await this.busy("Asking …", async () => {
-      const answer = await post("messaging/test", { adapter: this.key, ...what });
-      this.say(answer.message, answer.success);
-    });
+  try(what) {
+    return this.do("Asking …", () => post("messaging/test", { adapter: this.key, ...what }));
   }
 
-  async switch() {
+  switch() {
     const enabled = !this.account.enabled;
-    await this.busy(enabled ? "Switching on …" : "Switching off …", async () => {
+    return this.do(enabled ? "Switching on …" : "Switching off …", async () => {
       const answer = await post("messaging/toggle", { platform: this.account.platform, adapter: this.key, enabled });
-      this.say(answer.success ? "" : answer.message, answer.success);
-      await refresh();
+      await page.refresh();
+      return answer.success ? { success: true } : answer;
     });
   }
 
-  say(text, isGood) {
-    this.result.className = `result ${isGood ? "good" : "bad"}`;
-    this.result.textContent = text;
+  async disconnect() {
+    const { platform, name, binding_count: count } = this.account;
+    const bindings = count ? `, with ${plural(count, "binding")}` : "";
+    const others = name ? "" : " Further accounts of this platform go too.";
+    if (!(await confirmed({ title: `Disconnect ${this.title.textContent}?`, text: `Its account goes from the file${bindings}.${others}`, yes: "Disconnect", no: "Cancel" }))) return;
+    await this.do("Disconnecting …", async () => {
+      const answer = await post("messaging/disconnect", { platform, ...(name ? { adapter: name } : {}) });
+      if (answer.success) toast(answer.message);
+      return answer;
+    });
+    await page.refresh();
   }
 
-  async busy(words, work) {
-    this.test.disabled = this.toggle.disabled = true;
-    this.result.className = "result";
-    this.result.textContent = words;
-    try {
-      await work();
-    } catch (error) {
-      if (error instanceof Unauthorized) await login();
-      this.say(error instanceof Unauthorized ? "Please try once more." : error.message, false);
-    } finally {
-      this.test.disabled = this.toggle.disabled = false;
-    }
+  do(words, work) {
+    return attempt(this.result, words, work, [this.test, this.toggle, this.change, this.remove]);
   }
 }
 
 // --- drawing ---------------------------------------------------------------------------------------
 
-const accounts = new Map();
+const drawAccounts = keyed($("accounts"), (key) => new Account(key), (account) => account.key);
 
 function draw(status) {
-  const shown = status.instances.map((account) => {
-    if (!accounts.has(account.key)) accounts.set(account.key, new Account(account.key));
-    const one = accounts.get(account.key);
-    one.show(account);
-    return one.node;
-  });
-  for (const key of accounts.keys()) if (!status.instances.some((account) => account.key === key)) accounts.delete(key);
-  const list = $("accounts");
-  if (shown.length !== list.children.length || shown.some((node, i) => list.children[i] !== node)) list.replaceChildren(...shown);
+  drawAccounts(status.instances);
   const used = new Set(status.instances.map((account) => account.platform));
   const others = Object.keys(status).filter((name) => !Array.isArray(status[name]) && !used.has(name)).map(nameOf);
   $("warnings").replaceChildren(...status.warnings.map((text) => el("li", { class: "detail" }, text)));
   $("warnings").hidden = !status.warnings.length;
   $("others").hidden = !others.length;
-  $("others").textContent = `${shown.length ? "Not set up" : "Nothing is set up yet, only the web chat answers. There are"}: ${others.join(", ")}.`;
+  const open = Object.keys(status).filter((name) => !Array.isArray(status[name]) && canSetUp(name));
+  if (!$("connect").children.length) {
+    put($("connect"), open.map((platform) => button("", () => accountDialog({ platform, isSecond: drawAccounts.rows.has(platform), status: page.status, done: page.refresh }), { "data-platform": platform })));
+  }
+  for (const one of $("connect").children) {
+    const { platform } = one.dataset;
+    one.textContent = `${used.has(platform) ? "Another account at" : "Connect"} ${nameOf(platform)}`;
+    one.hidden = platform === "webhook" && used.has(platform);
+  }
+  $("others").textContent = `${status.instances.length ? "Not set up" : "Nothing is set up yet, only the web chat answers. There are"}: ${others.join(", ")}.`;
 }
 
-function drawBindings(bindings) {
-  $("bindings-section").hidden = !bindings.length;
+// A button with a picture only: the words of a row are those of the binding.
+function picture(path, label, act) {
+  const icon = document.createElementNS(SVG, "svg");
+  icon.setAttribute("viewBox", "0 0 20 20");
+  const stroke = document.createElementNS(SVG, "path");
+  stroke.setAttribute("d", path);
+  icon.append(stroke);
+  return el("button", { type: "button", class: "plain picture", "aria-label": label, title: label, onclick: act }, icon);
+}
+
+let drawn = "";
+
+function drawBindings(bindings, accounts) {
+  $("bindings-section").hidden = !bindings.length && !accounts.length;
+  $("add-binding").onclick = () => bindingDialog({ accounts, status: page.status, done: page.refresh }).catch(failed);
+  if (drawn === JSON.stringify([bindings, accounts.map(({ key }) => key)])) return; // the focus stays where it is
+  drawn = JSON.stringify([bindings, accounts.map(({ key }) => key)]);
   $("bindings").replaceChildren(
     ...bindings.map((binding) => {
       const places = [["server", binding.guild_id], ["workspace", binding.workspace_id], ["chat", binding.chat_id]].filter(([, id]) => id).map(([name, id]) => `${name} ${id}`);
@@ -127,52 +141,22 @@ function drawBindings(bindings) {
       if (binding.dm_allowed_users.length) places.push(`people ${binding.dm_allowed_users.join(", ")}`);
       if (binding.require_mention) places.push("only when mentioned");
       const account = binding.adapter ? `${nameOf(binding.channel)} · ${binding.adapter}` : nameOf(binding.channel);
-      return el("li", {}, el("b", {}, binding.agent_id), el("span", {}, account), el("span", { class: "fine" }, places.join("; ") || "everywhere"));
+      const words = places.join("; ") || "everywhere";
+      const change = picture(PEN, `Change: ${binding.agent_id}, ${account}, ${words}`, () => bindingDialog({ binding, accounts, status: page.status, done: page.refresh }).catch(failed));
+      const remove = picture(CROSS, `Remove: ${binding.agent_id}, ${account}, ${words}`, async () => {
+        if (!(await confirmed({ title: "Remove this line?", text: `${binding.agent_id}, ${account}, ${words}`, yes: "Remove" }))) return;
+        await removeBinding(binding).catch(failed);
+        await page.refresh();
+      });
+      return el("li", {}, el("b", {}, binding.agent_id), el("span", {}, account), el("span", { class: "fine" }, words), el("span", { class: "row-buttons" }, change, remove));
     }),
   );
 }
 
-// --- asking ----------------------------------------------------------------------------------------
-
-let timer = null;
-function changed() {
-  timer ??= setTimeout(() => {
-    timer = null;
-    if (!document.hidden) refresh();
-  }, QUIET_MS);
-}
-
 async function refresh() {
-  try {
-    const [status, { bindings }] = await Promise.all([get("messaging/status"), get("bindings")]);
-    draw(status);
-    drawBindings(bindings);
-    $("stale").hidden = true;
-  } catch (error) {
-    if (error instanceof Unauthorized) {
-      await login();
-      changed();
-    } else $("stale").hidden = false;
-  }
+  const [status, { bindings }] = await Promise.all([get("messaging/status"), get("bindings")]);
+  draw(status);
+  drawBindings(bindings, status.instances);
 }
 
-function setConnection(name) {
-  const place = $("connection");
-  place.dataset.state = name;
-  place.lastChild.textContent = { online: "connected", connecting: "connecting", offline: "offline, reconnecting" }[name];
-}
-
-takeToken();
-refresh();
-setInterval(changed, REFRESH_MS);
-document.addEventListener("visibilitychange", changed);
-follow({
-  path: "events",
-  params: { types: EVENTS },
-  on: changed,
-  state: (name) => {
-    if (name === "online") changed();
-    setConnection(name);
-  },
-  unauthorized: login,
-});
+const page = startPage({ events: EVENTS, refresh, isEarly: true });

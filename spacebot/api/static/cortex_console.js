@@ -2,7 +2,7 @@
 
 import { copyText, el, renderMarkdown } from "./markdown.js?v=__VERSION__";
 import { Unauthorized, eventsOf, get, post, request, send, store } from "./connection.js?v=__VERSION__";
-import { line, time } from "./memory_words.js?v=__VERSION__";
+import { line, time } from "./words.js?v=__VERSION__";
 
 const $ = (id) => document.getElementById(id);
 const LIMIT = 200; // messages of a thread

@@ -2,7 +2,7 @@
 
 import { el } from "./markdown.js?v=__VERSION__";
 import { Unauthorized, get, request } from "./connection.js?v=__VERSION__";
-import { number, time, when } from "./memory_words.js?v=__VERSION__";
+import { number, time, when } from "./words.js?v=__VERSION__";
 
 const STATES = { queued: "waiting", processing: "reading", completed: "read", failed: "failed", quarantined: "set aside" };
 

@@ -2,7 +2,7 @@
 
 import { el, renderMarkdown } from "./markdown.js?v=__VERSION__";
 import { Unauthorized, get } from "./connection.js?v=__VERSION__";
-import { number, time, when } from "./memory_words.js?v=__VERSION__";
+import { number, time, when } from "./words.js?v=__VERSION__";
 
 const PAGE = 50;
 const MOST = 200; // of one request

@@ -2,29 +2,26 @@
 // The server is the truth: every change is asked of it, and what others change arrives by the event stream.
 
 import { el } from "./markdown.js?v=__VERSION__";
-import { Unauthorized, follow, get, post, store } from "./connection.js?v=__VERSION__";
-import { login, takeToken } from "./login.js?v=__VERSION__";
+import { Unauthorized, get, post } from "./connection.js?v=__VERSION__";
+import { login } from "./login.js?v=__VERSION__";
 import { Graph, legend } from "./memory_graph.js?v=__VERSION__";
 import { drawGrowth } from "./memory_growth.js?v=__VERSION__";
 import { LongList } from "./memory_list.js?v=__VERSION__";
 import { Panel, memoryForm } from "./memory_panel.js?v=__VERSION__";
-import { COVERED, TYPES, badge, line, marks, meter, number, time } from "./memory_words.js?v=__VERSION__";
+import { COVERED, TYPES, badge, marks, meter } from "./memory_words.js?v=__VERSION__";
+import { $, failed, startPage, toast } from "./ui.js?v=__VERSION__";
+import { line, number, time } from "./words.js?v=__VERSION__";
 
-const $ = (id) => document.getElementById(id);
-const query = new URLSearchParams(location.search);
 const TYPING_MS = 300;
-const [QUIET_MS, LATEST_MS] = [500, 3000]; // after a change elsewhere: wait for more, but not for ever
 const PREVIEW = 320; // characters of a text in a row
 const [FOUND, FOUND_NODES] = [50, 25]; // in the list, in the graph
 const NODES = 300;
 const EXCLUDED = 300; // ids in one address
-const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 const DEEDS = 12; // latest ones shown
-const EVENTS = "memory_saved,memory_changed,lagged";
+const EVENTS = "memory_saved,memory_changed";
 
 const state = { agent: "main", view: "list", type: "", standing: "live", sort: "recent", q: "", isUncovered: false, days: 30 };
 let history_ = null; // figures of the store, as last fetched
-let stream = null;
 let asked = 0; // counts what was asked for, so that a late answer to an old question is dropped
 
 const isCovered = (memory) => memory.is_private && !state.isUncovered;
@@ -38,45 +35,21 @@ const graph = new Graph($("graph").querySelector("canvas"), {
 
 // --- start ---------------------------------------------------------------------------------------
 
-takeToken();
-start();
+let isOpened = false;
+$("graph-legend").append(legend());
 
-async function start() {
-  $("graph-legend").append(legend());
-  const status = await patiently(() => get("status"));
-  state.agent = query.get("agent") ?? store.get("spacebot.agent") ?? status.default_agent_id;
-  if (!status.agents.some((agent) => agent.id === state.agent)) state.agent = status.default_agent_id;
-  const select = $("agent");
-  select.replaceChildren(...status.agents.map((agent) => el("option", { value: agent.id, selected: agent.id === state.agent }, agent.id)));
-  select.hidden = status.agents.length < 2;
-  document.body.classList.toggle("many", !select.hidden);
-  select.onchange = () => {
-    state.agent = select.value;
-    store.set("spacebot.agent", state.agent);
+async function opened(agent) {
+  state.agent = agent;
+  if (isOpened) {
     closePanel();
     $("growth").replaceChildren(); // another one's report
-    listen();
-    showAll();
-  };
+    return showAll();
+  }
+  isOpened = true;
   const wanted = new URLSearchParams(location.hash.slice(1));
   if (["graph", "growth"].includes(wanted.get("view"))) state.view = wanted.get("view");
-  listen();
   await showAll();
   if (wanted.get("id")) openMemory(wanted.get("id"));
-}
-
-async function patiently(ask) {
-  for (let n = 0; ; n += 1) {
-    try {
-      return await ask();
-    } catch (error) {
-      if (error instanceof Unauthorized) await login();
-      else {
-        setConnection("offline");
-        await new Promise((resolve) => setTimeout(resolve, RETRY_MS[Math.min(n, RETRY_MS.length - 1)]));
-      }
-    }
-  }
 }
 
 // --- what is shown -------------------------------------------------------------------------------
@@ -357,62 +330,17 @@ function openAdd() {
 
 // --- events from elsewhere -----------------------------------------------------------------------
 
-let timer = null;
-let firstChange = 0;
-function changed() {
-  firstChange ||= Date.now();
-  clearTimeout(timer);
-  const wait = Math.max(0, Math.min(QUIET_MS, firstChange + LATEST_MS - Date.now()));
-  timer = setTimeout(() => {
-    firstChange = 0;
-    if (document.hidden) return (isStale = true);
-    isStale = false;
-    Promise.all([showAll(false), panel.refresh()]).catch(failed);
-  }, wait);
-}
-let isStale = false;
-document.addEventListener("visibilitychange", () => !document.hidden && isStale && changed());
-
-function listen() {
-  stream?.close();
-  let wasOnline = false;
-  stream = follow({
-    path: "events",
-    params: { agent_id: state.agent, types: EVENTS.split(",").filter((kind) => kind !== "lagged").join(",") },
-    on: changed,
-    state: (name) => {
-      if (name === "online" && wasOnline) changed(); // what happened meanwhile was missed
-      wasOnline ||= name === "online";
-      setConnection(name);
-    },
-    unauthorized: login,
-  });
-}
-
-function setConnection(name) {
-  const place = $("connection");
-  place.dataset.state = name;
-  place.lastChild.textContent = { online: "connected", connecting: "connecting", offline: "offline, reconnecting" }[name];
+let isFirst = true; // what `opened` shows need not be asked for twice
+async function refresh() {
+  if (isFirst) return void (isFirst = false);
+  await Promise.all([showAll(false), panel.refresh()]).catch(failed);
 }
 
 // --- telling -------------------------------------------------------------------------------------
 
-function toast(text, className, seconds, undo) {
-  const box = el("div", { class: `toast ${className}`, role: className ? "alert" : "status" }, el("span", {}, text));
-  const remove = () => box.remove();
-  if (undo) box.append(el("button", { type: "button", class: "plain undo", onclick: () => (remove(), undo()) }, "Undo"));
-  box.append(el("button", { type: "button", class: "plain", "aria-label": "Close", onclick: remove }, "✕"));
-  $("toasts").append(box);
-  while ($("toasts").children.length > 3) $("toasts").firstChild.remove();
-  setTimeout(remove, seconds * 1000);
-}
 function told(text, undo) {
   toast(text, "", undo ? 12 : 4, undo);
-  changed(); // the event stream says so too, when it is connected
-}
-function failed(error) {
-  if (error instanceof Unauthorized) return login();
-  toast(error.message, "error", 10);
+  page.changed(); // the event stream says so too, when it is connected
 }
 
 // --- controls ------------------------------------------------------------------------------------
@@ -470,9 +398,7 @@ addEventListener("resize", () => {
 });
 addEventListener("keydown", (event) => {
   const isTyping = /^(TEXTAREA|INPUT|SELECT)$/.test(document.activeElement.tagName);
-  if (event.key === "Escape" && !document.querySelector("dialog[open]") && !(isTyping && $("panel").contains(document.activeElement))) closePanel();
-  else if (event.key === "/" && !isTyping) {
-    event.preventDefault();
-    $("q").focus();
-  }
+  if (event.key === "Escape" && !event.defaultPrevented && !document.querySelector("dialog[open]") && !(isTyping && $("panel").contains(document.activeElement))) closePanel();
 });
+
+const page = startPage({ events: EVENTS, every: 0, opened, refresh });

@@ -1,7 +1,9 @@
 // What grew and decayed, as drawings: the total, what came and went each day, types, importance.
 
 import { el } from "./markdown.js?v=__VERSION__";
-import { TYPES, number, svg } from "./memory_words.js?v=__VERSION__";
+import { TYPES } from "./memory_words.js?v=__VERSION__";
+import { svg } from "./things.js?v=__VERSION__";
+import { number } from "./words.js?v=__VERSION__";
 
 const LEFT = 44;
 const RIGHT = 8;

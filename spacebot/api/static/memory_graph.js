@@ -2,7 +2,8 @@
 // Nothing runs while it is out of sight.
 
 import { el } from "./markdown.js?v=__VERSION__";
-import { COVERED, RELATIONS, TYPES, line, typeOf } from "./memory_words.js?v=__VERSION__";
+import { COVERED, RELATIONS, TYPES, typeOf } from "./memory_words.js?v=__VERSION__";
+import { line } from "./words.js?v=__VERSION__";
 
 const STEP_MS = 7; // of layout in one frame
 const REST = 0.004; // below this warmth nothing moves
@@ -32,10 +33,12 @@ export class Graph {
     this.isFollowing = true; // the view keeps all in sight until the person moves it
     this.listen();
     new ResizeObserver(() => this.wake()).observe(canvas);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    const recolour = () => {
       this.colours = null;
       this.wake();
-    });
+    };
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
+    addEventListener("themechange", recolour);
     document.addEventListener("visibilitychange", () => this.wake());
   }
 
@@ -205,13 +208,19 @@ export class Graph {
 
   palette() {
     if (this.colours) return this.colours;
-    const style = getComputedStyle(document.documentElement);
-    const read = (name) => style.getPropertyValue(name).trim();
+    // A colour of its own for light and dark is a number only where it is used: on an element.
+    const probe = el("i", { hidden: true });
+    this.canvas.parentElement.append(probe);
+    const read = (name) => {
+      probe.style.color = `var(${name})`;
+      return getComputedStyle(probe).color;
+    };
     this.colours = {
       ink: read("--ink"), soft: read("--soft"), line: read("--faint"), accent: read("--accent"), paper: read("--paper"), warn: read("--warn"),
-      font: read("--sans"),
+      font: getComputedStyle(document.documentElement).getPropertyValue("--sans").trim(),
       ...Object.fromEntries(Object.keys(TYPES).map((type) => [type, read(`--t-${type}`)])),
     };
+    probe.remove();
     return this.colours;
   }
 

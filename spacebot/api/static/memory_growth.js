@@ -2,7 +2,8 @@
 
 import { el } from "./markdown.js?v=__VERSION__";
 import { growth, histogram, types } from "./memory_charts.js?v=__VERSION__";
-import { COVERED, number, time } from "./memory_words.js?v=__VERSION__";
+import { COVERED } from "./memory_words.js?v=__VERSION__";
+import { number, time } from "./words.js?v=__VERSION__";
 
 const SPANS = [30, 90, 365];
 const NAMES = {

@@ -2,7 +2,9 @@
 
 import { el } from "./markdown.js?v=__VERSION__";
 import { get, post, send } from "./connection.js?v=__VERSION__";
-import { COVERED, RELATIONS, TYPES, badge, line, marks, meter, number, percent, svg, time, typeOf, when } from "./memory_words.js?v=__VERSION__";
+import { COVERED, RELATIONS, TYPES, badge, marks, meter, typeOf } from "./memory_words.js?v=__VERSION__";
+import { svg } from "./things.js?v=__VERSION__";
+import { line, number, percent, time, when } from "./words.js?v=__VERSION__";
 
 const LENGTH_LIMIT = 50_000; // bytes, as the server has it
 

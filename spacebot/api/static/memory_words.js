@@ -1,6 +1,8 @@
-// What the Memory page calls things: types, relations, times; and elements that several of its parts draw.
+// What the Memory page calls things: types and relations; and elements that several of its parts draw.
 
 import { el } from "./markdown.js?v=__VERSION__";
+import { svg } from "./things.js?v=__VERSION__";
+import { percent } from "./words.js?v=__VERSION__";
 
 export const TYPES = {
   fact: { name: "Fact", many: "Facts", hint: "Something that is so: about the world, the team or a person." },
@@ -24,40 +26,10 @@ export const RELATIONS = {
   part_of: { out: "Part of", in: "Contains" },
 };
 
-const UNITS = [["year", 31_557_600], ["month", 2_629_800], ["week", 604_800], ["day", 86_400], ["hour", 3600], ["minute", 60]];
-const relative = new Intl.RelativeTimeFormat(undefined, { numeric: "auto", style: "short" });
-
-// "3 days ago"; the exact moment belongs into a title.
-export function ago(text) {
-  const seconds = (Date.now() - new Date(text)) / 1000;
-  const [unit, length] = UNITS.find(([, length]) => Math.abs(seconds) >= length) ?? [];
-  return unit ? relative.format(-Math.round(seconds / length), unit) : "just now";
-}
-export const when = (text) => new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-export const number = (n) => Number(n).toLocaleString();
-export const percent = (n) => `${Math.round(n * 100)} %`;
-
-export const time = (text) => el("time", { datetime: text, title: when(text) }, ago(text));
-
-// One line of a text, at most so many characters.
-export function line(text, most = 90) {
-  const flat = text.slice(0, 4 * most).replace(/\s+/g, " ").trim();
-  const signs = [...flat];
-  return signs.length > most || text.length > 4 * most ? `${signs.slice(0, most - 1).join("").trimEnd()}…` : flat;
-}
-
 // Words of a direct chat stay covered until they are asked for.
 export const COVERED = "Private: learned in a direct chat";
 
 export const badge = (memory) => el("span", { class: `kind kind-${memory.memory_type}` }, typeOf(memory).name);
-
-const NS = "http://www.w3.org/2000/svg";
-export function svg(tag, attributes = {}, ...children) {
-  const element = document.createElementNS(NS, tag);
-  for (const [name, value] of Object.entries(attributes)) if (value != null) element.setAttribute(name, value);
-  element.append(...children.filter((child) => child != null));
-  return element;
-}
 
 const ICONS = {
   lock: "M5.5 9V6.5a4.5 4.5 0 0 1 9 0V9M4.5 9h11v7.5h-11z",

@@ -2,32 +2,22 @@
 // The server is the truth: it is asked, and its event stream says when to ask again.
 
 import { el } from "./markdown.js?v=__VERSION__";
-import { Unauthorized, follow, get, post } from "./connection.js?v=__VERSION__";
-import { login, takeToken } from "./login.js?v=__VERSION__";
-import { ago, line, number, when } from "./memory_words.js?v=__VERSION__";
+import { follow, get, post } from "./connection.js?v=__VERSION__";
+import { login } from "./login.js?v=__VERSION__";
+import { $, Cover, attempt, button, failed, keyed, startPage } from "./ui.js?v=__VERSION__";
+import { ago, line, number, span, when } from "./words.js?v=__VERSION__";
 
-const $ = (id) => document.getElementById(id);
-const QUIET_MS = 400; // after an event: wait for more before asking
-const REFRESH_MS = 15_000; // what no event tells: how long it has been
+const AGAIN_MS = 800; // after a step: what it said besides
 const OUTPUT_LINES = 300; // of a command that runs
 const COVERED = "Private: begun in a direct chat";
 const STATES = {
   running: "at work", waiting: "waits for input", done: "done", partial: "partly done", failed: "failed", blocked: "blocked",
   cancelled: "cancelled", timed_out: "out of time", interrupted: "cut off",
 };
-const first = new URLSearchParams(location.search);
-let agent = first.get("agent"); // null: the default one
-let isUncovered = false;
 
-const ofAgent = (fields) => (agent === null ? fields : { ...fields, agent_id: agent });
-const linkTo = (id) => `workers${agent === null ? "" : `?${new URLSearchParams({ agent })}`}#${id}`;
-const isCovered = (worker) => worker.is_private && !isUncovered;
-
-function span(seconds) {
-  const s = Math.round(seconds);
-  if (s < 60) return `${s} s`;
-  return s < 3600 ? `${Math.floor(s / 60)} min ${s % 60} s` : `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
-}
+const ofAgent = (fields) => ({ ...fields, agent_id: page.agent });
+const linkTo = (id) => `workers${location.search}#${id}`;
+const isCovered = (worker) => cover.hides(worker);
 
 function costOf({ cost, tool_calls }) {
   const cached = cost.cache_read_tokens + cost.cache_write_tokens;
@@ -37,21 +27,9 @@ function costOf({ cost, tool_calls }) {
   return words.join(" · ");
 }
 
-async function attempt(place, words, work) {
-  place.className = "result";
-  place.textContent = words;
-  try {
-    const answer = await work();
-    place.className = "result good";
-    place.textContent = answer?.message ?? "";
-  } catch (error) {
-    if (error instanceof Unauthorized) await login();
-    place.className = "result bad";
-    place.textContent = error instanceof Unauthorized ? "Please try once more." : error.message;
-  }
-}
-
 const cancel = (id) => post(`agents/workers/${encodeURIComponent(id)}/cancel`, ofAgent({}));
+
+let one = null; // the worker that is looked at
 
 // --- the list --------------------------------------------------------------------------------------
 
@@ -64,7 +42,7 @@ class Row {
     this.now = el("p", { class: "now" });
     this.cost = el("p", { class: "cost" });
     this.result = el("p", { class: "result", role: "status" });
-    this.stop = el("button", { type: "button", class: "pill stop", onclick: () => attempt(this.result, "Stopping …", () => cancel(id)) }, "Cancel");
+    this.stop = button("Cancel", () => attempt(this.result, "Stopping …", () => cancel(id)), { class: "stop" });
     this.node = el("li", { class: "worker" }, el("div", { class: "top" }, this.state, this.kind, this.time, el("div", { class: "buttons" }, this.stop)), el("h3", {}, this.link), this.now, this.cost, this.result);
     this.node.dataset.id = id;
   }
@@ -86,76 +64,56 @@ class Row {
   }
 }
 
-const rows = new Map();
+const drawRows = keyed($("list"), (id) => new Row(id));
 let shown = []; // workers, as the server last told them
 let earlier = []; // pages that were asked for
 let before = null; // what the next page begins after
 
 function draw() {
   const workers = [...shown, ...earlier.filter((one) => !shown.some(({ id }) => id === one.id))];
-  const nodes = workers.map((worker) => {
-    if (!rows.has(worker.id)) rows.set(worker.id, new Row(worker.id));
-    const row = rows.get(worker.id);
-    row.show(worker);
-    return row.node;
-  });
-  const list = $("list");
-  if (nodes.length !== list.children.length || nodes.some((node, i) => list.children[i] !== node)) list.replaceChildren(...nodes);
-  $("none").hidden = nodes.length > 0;
+  drawRows(workers);
+  $("none").hidden = workers.length > 0;
   $("more").hidden = before === null;
-  $("uncover").hidden = !workers.some((worker) => worker.is_private) && !one?.worker?.is_private;
-  document.body.classList.toggle("busy", workers.some((worker) => worker.state === "running"));
+  cover.offer(workers.some((worker) => worker.is_private) || one?.worker?.is_private);
 }
 
-async function page(after) {
+async function list(after) {
   const state = $("state").value;
   return get("agents/workers", ofAgent({ ...(state ? { state } : {}), ...(after ? { before: after } : {}) }));
 }
 
-let timer = null;
-function changed() {
-  timer ??= setTimeout(() => {
-    timer = null;
-    if (!document.hidden) refresh();
-  }, QUIET_MS);
-}
-
-async function refresh() {
-  try {
-    const answer = await page();
-    shown = answer.workers;
-    if (!earlier.length) before = answer.before;
-    draw();
-    $("stale").hidden = true;
-  } catch (error) {
-    if (error instanceof Unauthorized) {
-      await login();
-      changed();
-    } else $("stale").hidden = false;
-  }
+async function refresh(agent) {
+  const answer = await list();
+  if (agent !== page.agent) return;
+  shown = answer.workers;
+  if (!earlier.length) before = answer.before;
+  draw();
 }
 
 $("more").onclick = async () => {
-  const answer = await page(before);
-  earlier = [...earlier, ...answer.workers];
-  before = answer.before;
-  draw();
+  try {
+    const answer = await list(before);
+    earlier = [...earlier, ...answer.workers];
+    before = answer.before;
+    draw();
+  } catch (error) {
+    failed(error);
+  }
 };
-$("state").onchange = () => startAnew();
-$("uncover").onclick = () => {
-  isUncovered = !isUncovered;
-  $("uncover").textContent = isUncovered ? "Hide private" : "Show private";
-  $("uncover").setAttribute("aria-pressed", String(isUncovered));
+const cover = new Cover($("uncover"), () => {
   draw();
   one?.draw();
-};
+});
 
 function startAnew() {
-  rows.clear();
+  drawRows.rows.clear();
   shown = [];
   earlier = [];
-  refresh();
 }
+$("state").onchange = () => {
+  startAnew();
+  page.refresh();
+};
 
 // --- one worker ------------------------------------------------------------------------------------
 
@@ -232,14 +190,14 @@ class One {
       this.worker.status = data.status;
       this.worker.state = data.state;
       this.facts();
-      this.timer ??= setTimeout(() => this.refresh(), 2 * QUIET_MS);
+      this.timer ??= setTimeout(() => this.refresh(), AGAIN_MS);
     } else if (name === "tool_started") {
       this.call(data.call_id, data.tool_name, data.arguments);
     } else if (name === "tool_output") {
       this.running()?.add(data.line);
     } else if (name === "tool_completed") {
       this.latest.get(data.call_id)?.end(data.result, data.is_error);
-      this.timer ??= setTimeout(() => this.refresh(), 2 * QUIET_MS); // what it said besides
+      this.timer ??= setTimeout(() => this.refresh(), AGAIN_MS); // what it said besides
     }
   }
 
@@ -356,7 +314,6 @@ class One {
   }
 }
 
-let one = null;
 function go() {
   const id = decodeURIComponent(location.hash.slice(1));
   one?.close();
@@ -365,48 +322,16 @@ function go() {
   $("all").hidden = one !== null;
   if (one === null) {
     document.title = "Workers · Spacebot";
-    changed();
+    page.changed();
   }
 }
-
-// --- the program -----------------------------------------------------------------------------------
-
-async function listAgents() {
-  try {
-    const { agents, default_agent_id } = await get("status");
-    if (agents.length < 2) return;
-    $("agent").replaceChildren(...agents.map(({ id }) => el("option", { value: id }, id)));
-    $("agent").value = agent ?? default_agent_id;
-    $("agent-label").hidden = false;
-    $("agent").onchange = () => {
-      agent = $("agent").value;
-      startAnew();
-    };
-  } catch {
-    // the default agent is shown; the next look at the page asks again
-  }
-}
-
-function setConnection(name) {
-  const place = $("connection");
-  place.dataset.state = name;
-  place.lastChild.textContent = { online: "connected", connecting: "connecting", offline: "offline, reconnecting" }[name];
-}
-
-takeToken();
-go();
-refresh();
-listAgents();
 addEventListener("hashchange", go);
-setInterval(changed, REFRESH_MS);
-document.addEventListener("visibilitychange", changed);
-follow({
-  path: "events",
-  params: { types: "worker_started,worker_status,worker_idle,worker_completed" },
-  on: changed,
-  state: (name) => {
-    if (name === "online") changed();
-    setConnection(name);
+
+const page = startPage({
+  events: "worker_started,worker_status,worker_idle,worker_completed",
+  opened: () => {
+    startAnew();
+    go();
   },
-  unauthorized: login,
+  refresh,
 });

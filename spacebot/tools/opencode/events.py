@@ -244,7 +244,7 @@ def parse_messages(data: bytes) -> list[tuple[MessageSeen, list[PartSeen]]]:
     found = []
     try:
         answer = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     for entry in answer if isinstance(answer, list) else ():
         try:

@@ -17,19 +17,19 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import h11
 import httpx2
 import trio
 
-from spacebot.base.errors import SpacebotError
+from spacebot.base.errors import BudgetExceededError, SpacebotError
 from spacebot.base.redaction import scrub
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node
 from spacebot.config.model import ApiType
-from spacebot.llm.anthropic import OFFICIAL_HOST, VERSION, wire_model
-from spacebot.llm.dialect import Target
+from spacebot.llm import access
+from spacebot.llm.anthropic import VERSION, wire_model
+from spacebot.llm.dialect import Target, count_in
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind, Usage
 from spacebot.llm.sse import EventReader
@@ -46,8 +46,8 @@ SEND_S = 30.0  # that a client may take for one piece
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 _KINDS = {
-    CHAT: (ApiType.OPENAI_COMPLETIONS, ApiType.OPENAI_CHAT_COMPLETIONS),
-    MESSAGES: (ApiType.ANTHROPIC,),
+    CHAT: access.CHAT,
+    MESSAGES: frozenset({ApiType.ANTHROPIC}),
 }
 _PASSED_BACK = ("content-type", "retry-after", "retry-after-ms")
 
@@ -159,6 +159,8 @@ class ModelGateway:
         """Ask the models in turn until one takes the request; after its first byte there is no way back."""
         try:
             targets = [target for target in self._targets() if target.api_type in _KINDS[path]]
+        except BudgetExceededError as error:  # 402: programs do not try that again
+            raise _Refusal(402, str(error)) from error
         except SpacebotError as error:
             raise _Refusal(503, str(error)) from error
         if not targets:
@@ -270,7 +272,7 @@ class _Answer:
         try:
             json.loads(refusal.words)
             body = refusal.words.encode()  # the provider's own
-        except ValueError:
+        except (ValueError, RecursionError):
             error = {"type": "error", "error": {"type": "gateway_error", "message": refusal.words}}
             body = json.dumps(error).encode()
         headers = [(name, value) for name, value in refusal.headers if name != "content-type"]
@@ -311,16 +313,16 @@ class _Meter:
         counts = self._counts
         if self._kind is ApiType.ANTHROPIC:
             return Usage(
-                input_tokens=_count(counts, "input_tokens"),
-                output_tokens=_count(counts, "output_tokens"),
-                cache_read_tokens=_count(counts, "cache_read_input_tokens"),
-                cache_write_tokens=_count(counts, "cache_creation_input_tokens"),
+                input_tokens=count_in(counts, "input_tokens"),
+                output_tokens=count_in(counts, "output_tokens"),
+                cache_read_tokens=count_in(counts, "cache_read_input_tokens"),
+                cache_write_tokens=count_in(counts, "cache_creation_input_tokens"),
             )
         details = counts.get("prompt_tokens_details")
-        read = _count(details, "cached_tokens") if isinstance(details, dict) else 0
+        read = count_in(details, "cached_tokens") if isinstance(details, dict) else 0
         return Usage(
-            input_tokens=max(0, _count(counts, "prompt_tokens") - read),
-            output_tokens=_count(counts, "completion_tokens"),
+            input_tokens=max(0, count_in(counts, "prompt_tokens") - read),
+            output_tokens=count_in(counts, "completion_tokens"),
             cache_read_tokens=read,
         )
 
@@ -329,7 +331,7 @@ class _Meter:
             return
         try:
             event = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if isinstance(event, dict):
             holder = event["message"] if isinstance(event.get("message"), dict) else event
@@ -337,20 +339,13 @@ class _Meter:
                 self._counts |= {name: value for name, value in usage.items() if value is not None}
 
 
-def _count(counts: dict[str, Any], name: str) -> int:
-    value = counts.get(name)
-    return value if isinstance(value, int) and value > 0 else 0
-
-
 def _outgoing(target: Target, request: h11.Request, facts: dict[str, Any]) -> tuple[str, dict[str, str], bytes]:
     """Address, headers and body for the provider."""
     facts, entry = dict(facts), target.entry
-    headers = {"content-type": "application/json", "accept-encoding": "identity"}
+    headers = access.headers(target) | {"content-type": "application/json", "accept-encoding": "identity"}
     if target.api_type is ApiType.ANTHROPIC:
         facts["model"] = wire_model(target.wire_model, entry.aliases)
-        headers |= {"x-api-key": target.api_key, "anthropic-version": VERSION}
-        if urlsplit(target.base_url).hostname != OFFICIAL_HOST:
-            headers["authorization"] = f"Bearer {target.api_key or 'none'}"  # other hosts may want this form
+        headers["anthropic-version"] = VERSION
         if betas := [value.decode("latin-1") for name, value in request.headers if name == b"anthropic-beta"]:
             headers["anthropic-beta"] = ",".join(betas)
         url = f"{target.base_url}/v1/messages"
@@ -363,10 +358,11 @@ def _outgoing(target: Target, request: h11.Request, facts: dict[str, Any]) -> tu
             facts.pop("stream_options", None)
         elif facts.get("stream"):
             facts["stream_options"] = {"include_usage": True}
-        headers["authorization"] = f"Bearer {target.api_key or 'none'}"
-        root = target.base_url + ("/v1" if target.api_type is ApiType.OPENAI_COMPLETIONS else "")
-        url = f"{root}/chat/completions"
-    return url, headers | dict(entry.headers), json.dumps(facts, ensure_ascii=False).encode("utf-8", "replace")
+        url = access.chat_url(target)
+    try:
+        return url, headers, json.dumps(facts, ensure_ascii=False).encode("utf-8", "replace")
+    except RecursionError as error:
+        raise _Refusal(400, "the body is nested too deeply") from error
 
 
 async def _read_request(stream: trio.SocketStream, connection: h11.Connection) -> tuple[h11.Request, bytes] | None:
@@ -394,7 +390,7 @@ async def _read_request(stream: trio.SocketStream, connection: h11.Connection) -
 async def _read_json(body: bytes) -> dict[str, Any]:
     try:
         facts = json.loads(body) if len(body) < LARGE else await trio.to_thread.run_sync(json.loads, body)
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
         raise _Refusal(400, "the body is no JSON object")

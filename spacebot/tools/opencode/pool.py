@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,14 +23,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from spacebot.base.errors import DeniedError, LimitReachedError, ModelRejectedError, ToolError
+from spacebot.base.errors import BudgetExceededError, DeniedError, LimitReachedError, ModelRejectedError, ToolError
 from spacebot.base.telemetry import kv
 from spacebot.base.tree import Node
-from spacebot.config.model import AgentConfig, ApiType, LlmConfig
-from spacebot.llm.dialect import Target
+from spacebot.config.model import AgentConfig, LlmConfig
+from spacebot.llm.access import is_lendable
+from spacebot.llm.choice import choose_models
+from spacebot.llm.dialect import AuthKind, Target
 from spacebot.llm.manager import UsageRecord
 from spacebot.llm.messages import ProcessKind
-from spacebot.llm.routing import choose_models
 from spacebot.tools.delegation import TwinError
 from spacebot.tools.paths_policy import Access
 from spacebot.tools.permissions import Gate, Right
@@ -138,8 +140,10 @@ class OpenCode:
         gate: Gate,
         state: Path,
         note: Callable[[UsageRecord], None],
+        allow: Callable[[], None],
     ) -> None:
         self._nursery = nursery
+        self._allow = allow
         self._settings = settings
         self._llm = llm
         self._gate = gate
@@ -171,7 +175,10 @@ class OpenCode:
         from spacebot.tools.opencode.server import Setup, find_program
 
         settings = self._settings()
-        target = self._targets()[0]
+        try:
+            target = self._targets()[0]
+        except BudgetExceededError as error:
+            raise ToolError(f"an OpenCode worker cannot begin: {error}") from error
         program = await trio.to_thread.run_sync(find_program, settings.opencode, containment)
         return Setup(
             program=program,
@@ -285,12 +292,20 @@ class OpenCode:
             await trio.sleep_forever()
 
     def _targets(self) -> Sequence[Target]:
-        """Models for coding work, best first. Errors: ToolError when none is there that a program can ask."""
+        """Models for coding work, best first.
+
+        Errors: ToolError when none is there that a program can ask; BudgetExceededError.
+        """
+        self._allow()
         try:
-            targets = choose_models(ProcessKind.WORKER, TASK_TYPE, self._settings().routing, self._llm())
+            targets = choose_models(ProcessKind.WORKER, TASK_TYPE, self._settings(), self._llm())
         except ModelRejectedError as error:
             raise ToolError(f"an OpenCode worker has no model: {error}") from error
-        real = [target for target in targets if target.api_type is not ApiType.DEMO]
+        real = [  # a login is not for other programs
+            replace(target, auth=target.key_auth) if target.auth is AuthKind.OAUTH else target
+            for target in targets
+            if is_lendable(target) and (target.api_key or target.auth is not AuthKind.OAUTH)
+        ]
         if not real:
             raise ToolError(
                 "an OpenCode worker needs a real model, and only the demonstration one is configured; the owner adds a "
@@ -380,19 +395,21 @@ async def open_opencode(
     gate: Gate,
     state: Path,
     note: Callable[[UsageRecord], None],
+    allow: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[OpenCode]:
     """Open the way to OpenCode workers; nothing is started before the first one.
 
     Args:
         state: folder for what servers keep, hidden from all others.
         note: told of the cost of each answer; must not wait.
+        allow: asked before a model is asked. Errors of its own: BudgetExceededError.
 
     Owns: servers and the gateway to models; all are gone on leaving.
     """
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
-            yield OpenCode(nursery, settings=settings, llm=llm, gate=gate, state=state, note=note)
+            yield OpenCode(nursery, settings=settings, llm=llm, gate=gate, state=state, note=note, allow=allow)
         except Exception as error:
             failure = error  # raised below, so that no group stands around it
         nursery.cancel_scope.cancel()

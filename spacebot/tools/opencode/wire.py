@@ -61,7 +61,7 @@ class OpenCodeApi:
         try:
             reply = await self._send("GET", "/global/health", timeout_s=HEALTH_S)
             answer = json.loads(reply.body)
-        except (ServerLostError, ValueError):
+        except (ServerLostError, ValueError, RecursionError):
             return False
         return reply.is_success and isinstance(answer, dict) and answer.get("healthy") is True
 
@@ -158,7 +158,7 @@ class OpenCodeApi:
             return None
         try:
             return json.loads(reply.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ExternalError("opencode answered with something that is no JSON") from error
 
     async def _send(

@@ -3,15 +3,16 @@
 
 import { copyText, el, renderMarkdown } from "./markdown.js?v=__VERSION__";
 import { Refused, Unauthorized, fetchFile, follow, get, post, store } from "./connection.js?v=__VERSION__";
-import { login, takeToken } from "./login.js?v=__VERSION__";
+import { toggleFate } from "./fate.js?v=__VERSION__";
+import { login } from "./login.js?v=__VERSION__";
+import { openPages, shell } from "./shell.js?v=__VERSION__";
+import { $, RETRY_MS, patiently, setConnection as tellConnection, sleep } from "./ui.js?v=__VERSION__";
 import { Work } from "./work.js?v=__VERSION__";
 
-const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const isEmbedded = query.has("embed");
 const HISTORY = 60;
 const IDEAS = ["What can you do?", "Remember that my favourite tea is oolong", "What is my favourite tea?", "wait 10 seconds"];
-const RETRY_MS = [500, 1000, 2000, 4000, 8000];
 
 let agentId = "main";
 let sessionId = "";
@@ -27,48 +28,21 @@ const work = new Work(() => ({ agent_id: agentId, channel_id: `webchat:${session
 
 // --- start ---------------------------------------------------------------------------------------
 
-takeToken();
 document.body.classList.toggle("embed", isEmbedded);
 for (const idea of IDEAS) $("ideas").append(el("button", { type: "button", onclick: () => submit(idea) }, idea));
-start();
 
-async function start() {
-  const status = await patiently(() => get("status"));
-  agentId = query.get("agent") ?? store.get("spacebot.agent") ?? status.default_agent_id;
-  if (!status.agents.some((agent) => agent.id === agentId)) agentId = status.default_agent_id;
-  const select = $("agent");
-  select.replaceChildren(...status.agents.map((agent) => el("option", { value: agent.id, selected: agent.id === agentId }, agent.id)));
-  select.hidden = status.agents.length < 2 || isEmbedded;
-  document.body.classList.toggle("many", !select.hidden);
-  select.onchange = () => {
-    agentId = select.value;
-    store.set("spacebot.agent", agentId);
-    describe(status);
-    open(currentSession());
-  };
-  describe(status);
-  await open(query.get("session") ?? currentSession());
-}
+// This page follows its own conversation; the shell asks for the rest now and then.
+const all = shell({ chosen });
+let isOpened = false;
+patiently(() => get("status")).then((status) => all.take(status));
 
-function describe(status) {
-  const agent = status.agents.find((one) => one.id === agentId);
-  $("demo").hidden = !agent?.is_demo;
-  $("about").textContent = `${agent?.model ?? ""} · version ${status.version}`;
-}
-
-// Ask until there is an answer; a token is asked for when the server wants one.
-async function patiently(ask) {
-  for (let n = 0; ; n += 1) {
-    try {
-      return await ask();
-    } catch (error) {
-      if (error instanceof Unauthorized) await login();
-      else {
-        setConnection("offline");
-        await sleep(RETRY_MS[Math.min(n, RETRY_MS.length - 1)]);
-      }
-    }
-  }
+function chosen(agent, status) {
+  const one = status.agents.find(({ id }) => id === agent);
+  $("about").textContent = `${one?.model ?? ""} · version ${status.version}`;
+  if (agent === agentId && isOpened) return;
+  agentId = agent;
+  open((!isOpened && query.get("session")) || currentSession());
+  isOpened = true;
 }
 
 // --- chats ---------------------------------------------------------------------------------------
@@ -152,6 +126,7 @@ async function open(id) {
   stream = follow({
     params: { agent_id: agent, session_id: id },
     after: () => lastSeq,
+    rests: false, // its title counts what comes in
     on: (name, data) => mine() && onEvent(name, data),
     state: (state) => mine() && setConnection(state),
     unauthorized: login,
@@ -189,6 +164,7 @@ $("earlier").onclick = async () => {
 // --- events --------------------------------------------------------------------------------------
 
 function onEvent(name, data) {
+  if (name !== "outbound_message_delta") all.changed();
   switch (name) {
     case "hello":
       if (data.last_seq < lastSeq) return open(sessionId); // the log is another one now
@@ -295,7 +271,7 @@ function draw(row) {
   const copy = el("button", { type: "button", onclick: () => copyText(row.content, copy) }, "Copy");
   const asked = row.role === "user" ? row.id : row.reply_to;
   meta.append(copy);
-  if (asked) meta.append(el("button", { type: "button", "aria-expanded": "false", title: "What became of this message, and why", onclick: (event) => toggleFate(event.currentTarget, element, asked) }, "Why"));
+  if (asked) meta.append(el("button", { type: "button", "aria-expanded": "false", title: "What became of this message, and why", onclick: (event) => toggleFate(event.currentTarget, element, agentId, asked, { hasLinks: !isEmbedded }) }, "Why"));
   return element;
 }
 
@@ -337,47 +313,6 @@ function showReaction(row) {
   let place = target.querySelector(".reactions");
   if (!place) target.querySelector(".meta").prepend((place = el("span", { class: "reactions", "aria-label": "Reactions" })));
   place.append(el("span", {}, row.content));
-}
-
-const STATES = {
-  accepted: "Accepted and on disk; waiting for its turn",
-  in_turn: "Being answered now",
-  answered: "Answered",
-  skipped: "Read, but left without an answer on purpose",
-  failed: "Could not be answered",
-  observed: "Kept as context only",
-};
-
-async function toggleFate(button, element, messageId) {
-  const known = element.querySelector(".fate");
-  if (known) {
-    known.remove();
-    button.setAttribute("aria-expanded", "false");
-    return element.querySelector(".meta").classList.remove("open");
-  }
-  const box = el("div", { class: "fate" }, "…");
-  element.append(box);
-  button.setAttribute("aria-expanded", "true");
-  element.querySelector(".meta").classList.add("open");
-  try {
-    const fate = await get(`messages/${encodeURIComponent(messageId)}/fate`, { agent_id: agentId });
-    const rows = [["State", STATES[fate.state] ?? fate.state]];
-    const reason = fate.reason ?? fate.turn_detail;
-    if (reason) rows.push(["Reason", reason]);
-    if (fate.coalesced_with.length) rows.push(["Read together with", `${fate.coalesced_with.length} more`]);
-    if (fate.attempts > 1) rows.push(["Attempts", fate.attempts]);
-    for (const run of fate.runs) rows.push([run.kind === "branch" ? "Thought" : "Task", `${run.description} (${run.state})`]);
-    const replies = fate.replies.filter((reply) => reply.kind === "text");
-    if (replies.length) {
-      const seconds = (new Date(replies[0].created_at) - new Date(fate.message.created_at)) / 1000;
-      rows.push(["Answered after", `${seconds.toFixed(1)} s, ${replies.length === 1 ? "one reply" : `${replies.length} replies`}`]);
-    }
-    rows.push(["Received", new Date(fate.message.created_at).toLocaleString()], ["Message", fate.message.id]);
-    box.replaceChildren(el("dl", {}, ...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))])));
-  } catch (error) {
-    box.textContent = `Nothing is known: ${error.message}`;
-  }
-  box.scrollIntoView({ block: "nearest" });
 }
 
 function welcome() {
@@ -550,11 +485,8 @@ $("jump").onclick = toBottom;
 addEventListener("resize", () => isAtBottom() && toBottom());
 
 function setConnection(state) {
-  const place = $("connection");
-  if (place.dataset.state === state) return;
-  place.dataset.state = state;
+  tellConnection(state);
   $("work").classList.toggle("stale", state !== "online"); // what it shows was true when the connection was lost
-  place.lastChild.textContent = { online: "connected", connecting: "connecting", offline: "offline, reconnecting" }[state];
 }
 
 function setUnread(n) {
@@ -568,6 +500,7 @@ function drawer(name) {
     $(id).classList.toggle("open", id === name);
     $(`open-${id}`).setAttribute("aria-expanded", String(id === name));
   }
+  if (name) openPages(false);
   $("shade").hidden = !name;
   if (name) $(name).querySelector("button, summary")?.focus({ preventScroll: true });
 }
@@ -575,18 +508,10 @@ $("open-chats").onclick = () => drawer("chats");
 $("open-work").onclick = () => drawer($("work").classList.contains("open") ? null : "work");
 $("shade").onclick = () => drawer(null);
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape") {
-    drawer(null);
-    text.focus({ preventScroll: true });
-  } else if (event.key === "/" && !/^(TEXTAREA|INPUT|SELECT)$/.test(document.activeElement.tagName)) {
-    event.preventDefault();
-    text.focus();
-  }
+  if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  drawer(null);
+  text.focus({ preventScroll: true });
 });
-
-function sleep(ms) {
-  return new Promise((resolve) => setTimeout(resolve, ms));
-}
 
 // crypto.randomUUID exists in secure contexts only.
 function newId() {
