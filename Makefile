@@ -52,6 +52,10 @@ bench: venv model
 	@$(BIN)/python -m tests.bench cron
 	@$(BIN)/python -m tests.bench hands
 	@$(BIN)/python -m tests.bench web
+	@$(BIN)/python -m tests.bench routing
+	@$(BIN)/python -m tests.bench usage
+	@$(BIN)/python -m tests.bench api
+	@$(BIN)/python -m tests.bench reload
 	@if [ -n "$(DATA)" ]; then $(BIN)/python -m tests.bench recall --data "$(DATA)"; \
 	else echo "recall: not measured; name LoCoMo's file: make bench DATA=…/locomo10.json"; fi
 

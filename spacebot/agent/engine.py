@@ -25,7 +25,7 @@ from spacebot.base.telemetry import kv
 from spacebot.base.text import clean_unicode, clean_values, cut_bytes
 from spacebot.base.tree import Node
 from spacebot.llm.complexity import Complexity
-from spacebot.llm.history import drop_oldest, fit, is_boundary, repair
+from spacebot.llm.history import LOST_RESULT, drop_oldest, fit, is_boundary, repair
 from spacebot.llm.messages import (
     Model,
     ModelMessage,
@@ -155,10 +155,13 @@ class Engine:
         self, messages: list[ModelMessage], task: ModelMessage | None, on_delta: OnDelta | None
     ) -> ModelReply:
         for attempt in range(OVERFLOW_RETRIES + 1):
+            fitting = fit(messages, ceiling=self.window(), system=self.system, tools=self.specs, task=task)
+            repaired = repair(fitting)
+            self._note_repair(repaired)
             request = ModelRequest(
                 process=self.kind,
                 system=self.system,
-                messages=repair(fit(messages, ceiling=self.window(), system=self.system, tools=self.specs, task=task)),
+                messages=repaired,
                 tools=self.specs,
                 task_type=self.task_type,
                 complexity=self.complexity,
@@ -173,6 +176,20 @@ class Engine:
                 asked = [message for message in messages[:cut] if message is task]
                 messages[:cut] = [ModelMessage.user(self.overflow_note), *asked]
         raise AssertionError("unreachable")
+
+    def _note_repair(self, messages: Sequence[ModelMessage]) -> None:
+        """Tell observers of tool calls whose results were lost."""
+        parts = (part for message in messages for part in message.parts)
+        if lost := sum(isinstance(part, ToolResult) and part.text == LOST_RESULT for part in parts):
+            node = self.node
+            self.events.emit(
+                EventKind.HISTORY_REPAIRED,
+                agent_id=node.agent_id,
+                channel_id=node.channel_id,
+                process_type=str(self.kind),
+                process_id=node.id,
+                lost=lost,
+            )
 
     def _supersede(
         self, messages: list[ModelMessage], calls: tuple[ToolCall, ...], outputs: Sequence[ToolOutput]

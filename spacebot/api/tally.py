@@ -149,6 +149,11 @@ class Tally:
             "spacebot_process_errors_total", "Processes that did not end well.", (*agent, "process_type", "error_type")
         )
         self._channel_errors = _Counts("spacebot_channel_errors_total", "Turns that failed.", agent)
+        self._repairs = _Counts(
+            "spacebot_tool_history_recovery_total",
+            "Requests whose history lacked results of tools.",
+            (*agent, "process_type"),
+        )
         self._runs = _Counts("spacebot_cron_executions_total", "Runs of schedules that have ended.", (*agent, "result"))
         self._files = _Counts(
             "spacebot_ingestion_files_processed_total", "Documents that were read or given up.", (*agent, "result")
@@ -161,6 +166,9 @@ class Tally:
             EventKind.MEMORY_SAVED: self._hear_saved,
             EventKind.MEMORY_CHANGED: lambda event: self._updates.add(event.agent_id or "", _word(event, "what")),
             EventKind.BRANCH_STARTED: lambda event: self._branches.add(event.agent_id or ""),
+            EventKind.HISTORY_REPAIRED: lambda event: self._repairs.add(
+                event.agent_id or "", _word(event, "process_type")
+            ),
             EventKind.CRON_RUN: self._hear_cron,
             EventKind.INGESTION_PROGRESS: self._hear_document,
         }
@@ -204,7 +212,7 @@ class Tally:
                 each.family()
                 for each in (
                     self._reads, self._writes, self._updates, self._branches, self._failed_calls, self._overflows,
-                    self._errors, self._channel_errors, self._runs, self._files,
+                    self._errors, self._channel_errors, self._repairs, self._runs, self._files,
                 )
             ),
         ]  # fmt: skip

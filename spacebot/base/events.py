@@ -37,6 +37,7 @@ class EventKind(StrEnum):
     TOOL_COMPLETED = "tool_completed"
     TOOL_OUTPUT = "tool_output"
     MODEL_CALL = "model_call"  # one ended, well or not
+    HISTORY_REPAIRED = "history_repaired"  # a tool call whose result was lost got one that says so
     MEMORY_RECALLED = "memory_recalled"
     MEMORY_SAVED = "memory_saved"
     MEMORY_CHANGED = "memory_changed"  # edited, forgotten, merged, pruned: what was read before may be out of date

@@ -303,6 +303,7 @@ async def test_what_happens_is_counted_by_agents_kinds_and_patterns_only(tmp_pat
         for number in range(MOST_SERIES + 20):
             call(process_type="worker", model=f"made-up-{number}", outcome="ok", duration_s=0.1)
         program.events.emit(EventKind.MEMORY_CHANGED, agent_id="main", what="forgotten", memory_id="my-secret")
+        program.events.emit(EventKind.HISTORY_REPAIRED, agent_id="main", process_type="worker", lost=1)
         program.events.emit(EventKind.CRON_RUN, agent_id="ops", state="running")
         program.events.emit(EventKind.CRON_RUN, agent_id="ops", state="done")
         await program.main.memory.save(NewMemory(content="Ann likes tea"))
@@ -319,6 +320,7 @@ async def test_what_happens_is_counted_by_agents_kinds_and_patterns_only(tmp_pat
     assert found["spacebot_llm_failures_total"] == {("main", "channel", "ContextOverflowError"): 1}
     assert found["spacebot_context_overflow_total"] == {("main", "channel"): 1}
     assert found["spacebot_memory_updates_total"] == {("main", "forgotten"): 1}
+    assert found["spacebot_tool_history_recovery_total"] == {("main", "worker"): 1}
     assert found["spacebot_cron_executions_total"] == {("ops", "done"): 1}
     assert found["spacebot_memory_writes_total"] == found["spacebot_memory_reads_total"] == {("main",): 1}
     assert found["spacebot_memory_operation_duration_seconds"]["main", "recall", "_count"] == 1
