@@ -296,16 +296,17 @@ async def test_a_question_asked_again_after_a_break_gets_what_it_missed(tmp_path
 
 async def test_a_question_nobody_answers_ends_with_the_reason(tmp_path: Path) -> None:
     async with open_control(tmp_path) as control:
-        agent = control.program.main
+        agent, following = control.program.main, trio.Event()
 
         async def fail(message: InboundMessage, accepted: Accepted) -> None:
+            await following.wait()
             async with agent.turn(
                 message.conversation_id, accepted, state=TurnState.FAILED, reason="no credit"
             ) as turn:
                 await turn.say("the model refused", OutboundKind.NOTICE)
 
         agent.on_message = fail
-        answers = await control.talk(text="question", until_answered=True)
+        answers = await control.talk(following, text="question", until_answered=True)
 
     assert (answers[-1]["state"], answers[-1]["reason"]) == ("failed", "no credit")
     assert [a["data"]["kind"] for a in answers if a.get("name") == "message"] == ["text", "notice"]
