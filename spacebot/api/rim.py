@@ -40,6 +40,10 @@ class Tickets:
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
 
+    def revoke(self) -> None:
+        """Make all that were issued worthless."""
+        self._key = secrets.token_bytes(32)
+
     def issue(self) -> str:
         """A ticket that is valid from now on for `TICKET_S` seconds."""
         until = str(int(monotonic_s()) + TICKET_S)
@@ -76,10 +80,13 @@ class Rim:
 
     def _read(self, config: ApiConfig) -> None:
         self._config = config
+        before = self._token
         if config.auth_token is not None:
             self._token = config.auth_token.get_secret_value().encode()
         elif self._is_loopback or config.allow_without_token:  # else others reach the port until a restart
             self._token = None
+        if self._token != before:
+            self._tickets.revoke()  # whoever lost the token must not read on with what it gave
         origins = frozenset(_origins(config))
         self._hosts = frozenset(urlsplit(origin).netloc for origin in origins)
         self._page_headers = _page_headers(origins)

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 import trio
 import trio.testing
 from pydantic import SecretStr
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from spacebot.api.feed import RING
-from spacebot.api.rim import TICKET_S, Tickets
+from spacebot.api.rim import TICKET_S, Rim, Tickets
 from spacebot.api.server import serve_api
 from spacebot.base.errors import ConfigError
 from spacebot.base.events import BUFFER, EventKind
@@ -414,3 +417,20 @@ def test_only_the_server_imports_hypercorn() -> None:
     package = Path(__file__).parents[2] / "spacebot"
     importing = re.compile(r"^\s*(from|import) hypercorn", re.MULTILINE)
     assert [file.name for file in package.rglob("*.py") if importing.search(file.read_text())] == ["server.py"]
+
+
+async def test_a_new_token_makes_tickets_of_the_old_one_worthless() -> None:
+    async def page(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse({})(scope, receive, send)
+
+    live = [ApiConfig(auth_token=SecretStr(TOKEN))]
+    tickets = Tickets()
+    rim = Rim(page, live[0], tickets, lambda: live[0])
+    client = httpx2.AsyncClient(transport=httpx2.ASGITransport(rim), base_url="http://localhost")
+    async with client:
+        ticket = tickets.issue()
+        assert (await client.get("/api/status", params={"ticket": ticket})).status_code == 200
+        live[0] = ApiConfig(auth_token=SecretStr(TOKEN), allowed_origins=("https://example.org",))
+        assert (await client.get("/api/status", params={"ticket": ticket})).status_code == 200
+        live[0] = ApiConfig(auth_token=SecretStr("another-token-of-the-owner"))
+        assert (await client.get("/api/status", params={"ticket": ticket})).status_code == 401
