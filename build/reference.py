@@ -39,7 +39,8 @@ changes nothing: the running program keeps its values and says where the mistake
 | `spacebot config schema` | a JSON Schema for editors |
 
 **Values.** Any text may be `env:NAME`, the value of a variable; a key, a token and what MCP servers get may be
-`secret:NAME`, one of the secret store (`spacebot secret set NAME`). One that leads nowhere counts as absent, and so does an empty text. `${NAME}` is filled in
+`secret:NAME`, one of the secret store (`spacebot secret set NAME`). One that leads nowhere counts as absent, and so
+does an empty text. `${NAME}` is filled in
 inside command, arguments, variables, address and headers of MCP servers.
 
 **Editors.** `spacebot config schema > config.schema.json` beside the file, and as its first line:

@@ -238,15 +238,18 @@ class Credentials:
         if current.access_token != tokens.access_token:  # another program was quicker
             self._take(current, file.stamp())
             return _usable(current)
+        revoked: RevokedError | None = None
         try:
             renewed = await self._exchange(refresh_body(current.refresh_token), known=current)
         except RevokedError as error:
-            refused = await trio.to_thread.run_sync(file.note_refusal, current, self._now_s)
-            self._take(refused, file.stamp())
-            raise _revoked() from error
+            revoked = error
         except SpacebotError as error:
             self._pause_until = trio.current_time() + PAUSE_S
             raise _UnreachableError(f"the login was not renewed: {error}; it is tried again by itself") from error
+        if revoked is not None:
+            refused = await trio.to_thread.run_sync(file.note_refusal, current, self._now_s)
+            self._take(refused, file.stamp())
+            raise _revoked() from revoked
         try:
             await trio.to_thread.run_sync(file.save, renewed)
         except StorageError as error:  # the old refresh token is used up: what we have serves until the program ends
