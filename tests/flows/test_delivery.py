@@ -178,4 +178,4 @@ async def test_a_late_result_reaches_who_comes_later_and_who_asked_from_afar(tmp
 async def _log_has(person: Person, part: str) -> bool:
     """Looks at the channel list's page, so that no session of the chat is opened."""
     page = await person.get("/api/channels/messages?channel_id=webchat:s&limit=100")
-    return any(part in item["content"] for item in page["items"])
+    return any(part in item["content"] for item in page["items"] if item["type"] == "message")
