@@ -71,7 +71,7 @@ def run_init(paths: InstancePaths, program: "Program", options: Namespace) -> in
     except (KeyboardInterrupt, EOFError) as leaving:
         print("\nnothing was changed", file=sys.stderr)
         raise KeyboardInterrupt from leaving
-    print(f"\n{message}\nwritten to {paths.config}; keys are in the secret store", file=sys.stderr)
+    print(f"\n{message}\nwritten to {paths.config}; keys that were typed are in the secret store", file=sys.stderr)
     return _start(paths, program, options, wishes)
 
 
